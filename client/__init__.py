@@ -1,0 +1,1 @@
+"""Everything on the agent's side of the socket: SDK, CLI, native launcher."""

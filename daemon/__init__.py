@@ -1,0 +1,1 @@
+"""agentcgroupd: the privileged daemon that gives every tool call its own cgroup."""

@@ -1,0 +1,1 @@
+"""The gRPC edge and the launcher's door: sockets, identities, translation."""

@@ -1,0 +1,1 @@
+"""The machine behind one Protocol: cgroups, processes, containers, systemd."""

@@ -1,0 +1,1 @@
+"""The Prometheus edge: a typed catalogue and a collector that reads at scrape time."""

@@ -1,0 +1,364 @@
+"""The nouns of the daemon: intents, limits, answers, usage, sessions, calls, reports, feedback.
+
+Values are frozen; the two things that live, Session and ToolCall, are in the ledger. None means unknown, undeclared or
+unlimited as the field says; it is never 0. Times are Unix nanoseconds (`_at_ns`), durations milliseconds (`_ms`).
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+# Key and value pairs, sorted by key.
+Labels = tuple[tuple[str, str], ...]
+NO_LABELS: Final[Labels] = ()
+
+
+class CpuClass(StrEnum):
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BATCH = "batch"
+
+
+class OnExceed(StrEnum):
+    STOP = "stop"
+    THROTTLE = "throttle"
+    EXTEND = "extend"
+
+
+class Priority(StrEnum):
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
+class Decision(StrEnum):
+    GRANTED = "granted"
+    TRIMMED = "trimmed"
+    QUEUED = "queued"
+    REFUSED = "refused"
+
+
+class Reason(StrEnum):
+    """Why an intent was trimmed, queued or refused."""
+
+    SESSION_MEMORY = "session_memory"
+    SESSION_CPU = "session_cpu"
+    SESSION_PIDS = "session_pids"
+    SESSION_CALLS = "session_calls"
+    HOST_MEMORY = "host_memory"
+    HOST_CPU = "host_cpu"
+    HOST_PIDS = "host_pids"
+    HOST_CALLS = "host_calls"
+    PARENT_CALL = "parent_call"
+    SESSION_CLOSING = "session_closing"
+    HOST_DRAINING = "host_draining"
+
+
+class SessionState(StrEnum):
+    OPEN = "open"
+    FROZEN = "frozen"
+    CLOSING = "closing"
+
+
+class CallState(StrEnum):
+    DECLARED = "declared"
+    QUEUED = "queued"
+    RUNNING = "running"
+    FROZEN = "frozen"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+class Verdict(StrEnum):
+    """How a call ended; the values are metric labels and words of the history."""
+
+    OK = "ok"
+    EXIT_CODE = "exit_code"
+    MEMORY_LIMIT_CALL = "memory_limit_call"
+    MEMORY_LIMIT_SESSION = "memory_limit_session"
+    MEMORY_LIMIT_HOST = "memory_limit_host"
+    PIDS_LIMIT = "pids_limit"
+    DEADLINE = "deadline"
+    THROTTLE_LIMIT = "throttle_limit"
+    OPERATOR = "operator"
+    SESSION_END = "session_end"
+    SIGNAL = "signal"
+    NOT_BEGUN = "not_begun"
+    UNKNOWN = "unknown"
+
+
+class KillReason(StrEnum):
+    """Why the daemon killed a call; absent when it did not."""
+
+    DEADLINE = "deadline"
+    THROTTLE_LIMIT = "throttle_limit"
+    OPERATOR = "operator"
+    SESSION_END = "session_end"
+    FINISHED = "finished"  # the caller said Finish while processes were left
+
+
+class Level(StrEnum):
+    AMPLE = "ample"
+    TIGHT = "tight"
+    CRITICAL = "critical"
+
+
+class FeedbackKind(StrEnum):
+    HELLO = "hello"
+    DECLARED = "declared"
+    REFUSED = "refused"
+    STARTED = "started"
+    WARNING = "warning"
+    ADJUSTED = "adjusted"
+    FROZEN = "frozen"
+    THAWED = "thawed"
+    ENDED = "ended"
+    SESSION = "session"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a caller declares about a call. None: not declared."""
+
+    memory_bytes: int | None = None
+    memory_max_bytes: int | None = None
+    cpu_milli: int | None = None
+    cpu_weight: int | None = None
+    cpu_class: CpuClass | None = None
+    pids_max: int | None = None
+    expected_duration_ms: int | None = None
+    deadline_ms: int | None = None
+    on_exceed: OnExceed | None = None
+    throttle_limit_ms: int | None = None
+    command: tuple[str, ...] = ()
+    labels: Labels = NO_LABELS
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """Limits of one call as decided. None: not limited at this level."""
+
+    memory_bytes: int
+    memory_max_bytes: int | None = None
+    memory_high_bytes: int | None = None
+    swap_max_bytes: int | None = None
+    cpu_milli: int | None = None
+    cpu_weight: int = 100
+    pids_max: int | None = None
+    deadline_ms: int | None = None
+    throttle_limit_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a session may use in all, fully decided (defaults applied). None: not limited."""
+
+    memory_max_bytes: int
+    agent_memory_bytes: int
+    swap_max_bytes: int | None
+    cpu_milli: int | None
+    cpu_weight: int
+    pids_max: int | None
+    calls_max: int
+
+    @property
+    def calls_memory_bytes(self) -> int:
+        """What all calls together may use: the rest is the agent runtime's."""
+        return self.memory_max_bytes - self.agent_memory_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRequest:
+    """A budget as an operator asks for it. None: the default at creation, unchanged at update."""
+
+    memory_max_bytes: int | None = None
+    agent_memory_bytes: int | None = None
+    swap_max_bytes: int | None = None
+    cpu_milli: int | None = None
+    cpu_weight: int | None = None
+    pids_max: int | None = None
+    calls_max: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """One field of an intent that was granted smaller than asked."""
+
+    field: str
+    asked: int
+    granted: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    decision: Decision
+    message: str
+    call_id: str = ""
+    limits: CallLimits | None = None
+    trims: tuple[Trim, ...] = ()
+    reason: Reason | None = None
+    suggestion: str = ""
+    notices: tuple[str, ...] = ()
+    expires_at_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a cgroup consumed. None: this kernel does not say."""
+
+    memory_current_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    swap_peak_bytes: int | None = None
+    cpu_usage_us: int | None = None
+    cpu_user_us: int | None = None
+    cpu_system_us: int | None = None
+    cpu_throttled_us: int | None = None
+    pids_current: int | None = None
+    pids_peak: int | None = None
+    pids_max_events: int | None = None
+    memory_high_events: int | None = None
+    memory_max_events: int | None = None
+    oom_kill_events: int | None = None
+    memory_stall_us: int | None = None
+    cpu_stall_us: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OomCounters:
+    """memory.events of a call, and the `oom` counts of memory.events.local up the tree, for the verdict.
+
+    `oom` of a level counts how often that level's own memory.max could not be kept; `oom_kill` of the call counts
+    victims in it, whoever's limit was hit (cgroup-v2.rst, memory.events).
+    """
+
+    call_oom_kill: int | None = None
+    call_oom_local: int | None = None
+    ancestors_oom_local: int | None = None  # parent calls, calls/, the session
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How the main process ended: exactly one field is set, or neither when the kernel does not say."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    call_id: str
+    session: str
+    verdict: Verdict
+    exit_status: ExitStatus
+    usage: Usage
+    started_at_ns: int | None
+    ended_at_ns: int
+    duration_ms: int
+    leftover_processes: int
+    message: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    report: Report
+    intent: Intent
+    limits: CallLimits | None
+    decision: Decision
+    parent_call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One message on the stream. `sequence` rises by one per session; `lost` is the subscriber's own."""
+
+    sequence: int
+    at_ns: int
+    session: str
+    kind: FeedbackKind
+    message: str
+    call_id: str = ""
+    level: Level | None = None
+    advice: str = ""
+    answer: Answer | None = None
+    report: Report | None = None
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRef:
+    """A process as a caller names it; see ProcessRef in types.proto."""
+
+    pid: int
+    pidfd_inode: int | None = None
+    start_time_ticks: int | None = None
+
+
+class Tier(StrEnum):
+    NONE = "none"
+    CGROUP = "cgroup"
+    BPF = "bpf"
+    SCX = "scx"
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """One thing this host can or cannot do, for `agentcg check`, GetHost and the metrics."""
+
+    name: str
+    available: bool
+    tier: Tier
+    detail: str
+    cost: str = ""
+    remedy: str = ""
+
+
+@dataclass(slots=True)
+class Session:
+    """A live session. Only the controller changes it."""
+
+    name: str
+    budget: Budget
+    priority: Priority
+    owner_uid: int
+    owner_gid: int
+    created_at_ns: int
+    socket_dir: str
+    state: SessionState = SessionState.OPEN
+    labels: Labels = NO_LABELS
+    container_id: str = ""
+    ends_with_agent: bool = False
+    cgroup: str = ""
+    calls_ended: int = 0
+    calls: "dict[str, ToolCall]" = field(default_factory=dict)
+
+    @property
+    def memory_reserved_bytes(self) -> int:
+        """What live calls directly under the session have reserved; nested calls live inside their parent's."""
+        return sum(call.limits.memory_bytes for call in self.calls.values() if not call.parent_id)
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """A declared or running call. Only the controller changes it."""
+
+    id: str
+    session: str
+    parent_id: str
+    intent: Intent
+    limits: CallLimits
+    decision: Decision
+    declared_at_ns: int
+    state: CallState = CallState.DECLARED
+    pid: int = 0
+    started_at_ns: int | None = None
+    cgroup: str = ""
+    ticket: str = ""
+    kill_reason: KillReason | None = None
+    kill_note: str = ""
+    exit_status: ExitStatus = ExitStatus()
+    leftover_processes: int = 0
+    report: Report | None = None

@@ -1,0 +1,1 @@
+"""Version 1 of the gRPC API, generated from the .proto files beside this one by `make generate`."""
