@@ -32,8 +32,10 @@ $(PACKAGE)/proto/v1/.generated: $(PROTOS)
 
 .PHONY: launcher
 launcher: $(LAUNCHER) ## Build the native launcher, a static program
+	@# An editable install links the Python code but holds a copy of the launcher.
+	@if [ -x $(VENV)/bin/agentcg ] && ! cmp -s $(LAUNCHER) $(VENV)/bin/agentcg; then install -m 755 $(LAUNCHER) $(VENV)/bin/agentcg; fi
 
-$(LAUNCHER): $(wildcard $(PACKAGE)/client/launcher/*.c $(PACKAGE)/client/launcher/*.h) $(PACKAGE)/client/launcher/Makefile
+$(LAUNCHER): $(wildcard $(PACKAGE)/client/launcher/*.c $(PACKAGE)/client/launcher/*.h) $(PACKAGE)/client/launcher/Makefile $(PACKAGE)/__init__.py
 	$(MAKE) --no-print-directory -C $(PACKAGE)/client/launcher VERSION=$$(sed -n 's/^__version__.*"\(.*\)"/\1/p' $(PACKAGE)/__init__.py)
 
 ## ---- set-up --------------------------------------------------------------------------------------------------------

@@ -6,18 +6,22 @@
 import os
 import shutil
 import subprocess
+import sys
 
-from setuptools import setup
+from setuptools import setup  # isort: skip  (it provides distutils, so it comes first)
+
+from distutils.command.build_scripts import build_scripts
+
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
-from setuptools.command.build_scripts import build_scripts
 
 LAUNCHER = "src/agentcgroup/client/launcher/agentcg"
 
 
 class GenerateThenBuildPy(build_py):
     def run(self) -> None:
-        subprocess.run(["make", "--no-print-directory", "generate"], check=True)
+        # The interpreter that builds has the generator; a .venv beside the sources may be another one.
+        subprocess.run(["make", "--no-print-directory", "generate", f"PYTHON={sys.executable}"], check=True)
         super().run()
 
 
