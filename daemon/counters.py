@@ -1,0 +1,153 @@
+"""What the daemon has counted since it started: plain integers that the controller and the edges raise.
+
+One object for the daemon's life, touched on the event loop only; every method is O(1). The metrics collector
+copies it at scrape time (see agentcgroup.daemon.metrics). What the history counts is in HistoryStore.stats:
+it counts in its own thread. A key that is missing from a table was counted zero times.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from agentcgroup.daemon.errors import Kind
+from agentcgroup.daemon.model import CpuClass, Decision, KillReason, Priority, Reason, Report, Verdict
+
+# Upper bounds in seconds, from an edit that takes a moment to a test suite that takes hours.
+DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3600.0, 1e4)
+# Upper bounds in bytes: 1 MiB to 16 GiB.
+PEAK_BOUNDS_BYTES: Final = tuple(
+    float(mib << 20) for mib in (1, 4, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+)
+# Upper bounds in seconds, dense around the 0.5 ms that a placement is meant to take.
+PLACEMENT_BOUNDS_S: Final = (
+    *(0.0001, 0.0002, 0.0003, 0.0005, 0.0008, 0.0012, 0.002, 0.004),
+    *(0.008, 0.016, 0.032, 0.064, 0.128, 0.5, 2.0),
+)
+
+
+class Door(StrEnum):
+    """By which door a process came into its call."""
+
+    LAUNCHER = "launcher"
+    GRPC = "grpc"
+
+
+class Histogram:
+    """Observations counted into fixed buckets; the last of `counts` is for what lies above all `bounds`."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count `value` in the first bucket whose upper bound is not below it (Prometheus: `le`)."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def copy(self) -> "Histogram":
+        twin = Histogram(self.bounds)
+        twin.counts = self.counts.copy()
+        twin.total = self.total
+        return twin
+
+
+# A call's CPU class as declared; None when the caller declared none.
+DeclaredClass = CpuClass | None
+
+
+def _durations() -> dict[DeclaredClass, Histogram]:
+    return {cpu_class: Histogram(DURATION_BOUNDS_S) for cpu_class in (*CpuClass, None)}
+
+
+def _peaks() -> dict[DeclaredClass, Histogram]:
+    return {cpu_class: Histogram(PEAK_BOUNDS_BYTES) for cpu_class in (*CpuClass, None)}
+
+
+def _placements() -> dict[Door, Histogram]:
+    return {door: Histogram(PLACEMENT_BOUNDS_S) for door in Door}
+
+
+@dataclass(slots=True)
+class Counters:
+    answers: Counter[tuple[Decision, Reason | None]] = field(default_factory=Counter)
+    calls_ended: Counter[tuple[Verdict, Priority, DeclaredClass]] = field(default_factory=Counter)
+    kills: Counter[KillReason] = field(default_factory=Counter)
+    request_errors: Counter[Kind] = field(default_factory=Counter)
+    sessions_opened: int = 0
+    sessions_closed: int = 0
+    leftover_processes: int = 0
+    feedback_dropped: int = 0
+    kernel_events_lost: int = 0
+    internal_errors: int = 0
+    call_duration_s: dict[DeclaredClass, Histogram] = field(default_factory=_durations)
+    call_peak_bytes: dict[DeclaredClass, Histogram] = field(default_factory=_peaks)
+    placement_s: dict[Door, Histogram] = field(default_factory=_placements)
+
+    def answer(self, decision: Decision, reason: Reason | None = None) -> None:
+        """An intent was answered. `reason` is None when granted as asked."""
+        self.answers[decision, reason] += 1
+
+    def placed(self, door: Door, seconds: float) -> None:
+        """A process came into its call by `door`; `seconds` from request read to process in its cgroup."""
+        self.placement_s[door].observe(seconds)
+
+    def killed(self, reason: KillReason) -> None:
+        """The daemon killed a call. Kills by the kernel are verdicts, not these."""
+        self.kills[reason] += 1
+
+    def call_ended(self, report: Report, priority: Priority, cpu_class: DeclaredClass) -> None:
+        """A call ended with `report`; `priority` is its session's, `cpu_class` what its intent declared.
+
+        A call that never began has no duration; one whose peak this kernel does not say has no peak.
+        """
+        self.calls_ended[report.verdict, priority, cpu_class] += 1
+        self.leftover_processes += report.leftover_processes
+        if report.started_at_ns is not None:
+            self.call_duration_s[cpu_class].observe(report.duration_ms / 1000)
+        if report.usage.memory_peak_bytes is not None:
+            self.call_peak_bytes[cpu_class].observe(report.usage.memory_peak_bytes)
+
+    def session_opened(self) -> None:
+        self.sessions_opened += 1
+
+    def session_closed(self) -> None:
+        self.sessions_closed += 1
+
+    def drop_feedback(self, messages: int = 1) -> None:
+        """Subscribers were too slow for this many messages."""
+        self.feedback_dropped += messages
+
+    def lose_kernel_events(self, events: int = 1) -> None:
+        """The kernel had no room for this many events (inotify queue, ring buffer)."""
+        self.kernel_events_lost += events
+
+    def request_error(self, kind: Kind) -> None:
+        """A request ended with RequestError of `kind`, on whichever socket."""
+        self.request_errors[kind] += 1
+
+    def internal_error(self) -> None:
+        """Something broke that no caller can mend: an exception caught at an edge or in a task."""
+        self.internal_errors += 1
+
+    def copy(self) -> "Counters":
+        """A copy that later counting does not touch."""
+        return Counters(
+            answers=self.answers.copy(),
+            calls_ended=self.calls_ended.copy(),
+            kills=self.kills.copy(),
+            request_errors=self.request_errors.copy(),
+            sessions_opened=self.sessions_opened,
+            sessions_closed=self.sessions_closed,
+            leftover_processes=self.leftover_processes,
+            feedback_dropped=self.feedback_dropped,
+            kernel_events_lost=self.kernel_events_lost,
+            internal_errors=self.internal_errors,
+            call_duration_s={key: histogram.copy() for key, histogram in self.call_duration_s.items()},
+            call_peak_bytes={key: histogram.copy() for key, histogram in self.call_peak_bytes.items()},
+            placement_s={key: histogram.copy() for key, histogram in self.placement_s.items()},
+        )
