@@ -108,7 +108,7 @@ def check_labels(labels: Labels, field: str = "labels") -> None:
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in value):
             raise RequestError(
                 Kind.INVALID,
-                f"{field} {key} has a value with control characters or without meaning in UTF-8: {_shown(value)}",
+                f"{field} {key} has a value with control characters or bytes outside UTF-8: {_shown(value)}",
                 "a value is printable text",
                 field,
             )
@@ -133,8 +133,8 @@ def check_budget(request: BudgetRequest) -> None:
     if whole is not None and part is not None and part >= whole:
         raise RequestError(
             Kind.INVALID,
-            f"agent_memory_bytes is {_worded('agent_memory_bytes', part)}, which leaves nothing for calls of "
-            f"memory_max_bytes, {_worded('memory_max_bytes', whole)}",
+            f"agent_memory_bytes, {_worded('agent_memory_bytes', part)}, leaves nothing of memory_max_bytes, "
+            f"{_worded('memory_max_bytes', whole)}, for calls",
             "agent_memory_bytes is a part of memory_max_bytes: make it smaller",
             "agent_memory_bytes",
         )
