@@ -133,8 +133,8 @@ def check_budget(request: BudgetRequest) -> None:
     if whole is not None and part is not None and part >= whole:
         raise RequestError(
             Kind.INVALID,
-            f"agent_memory_bytes, {_worded('agent_memory_bytes', part)}, leaves nothing of memory_max_bytes, "
-            f"{_worded('memory_max_bytes', whole)}, for calls",
+            f"agent_memory_bytes, {_worded('agent_memory_bytes', part)}, leaves nothing for calls of the "
+            f"{_worded('memory_max_bytes', whole)} of memory_max_bytes",
             "agent_memory_bytes is a part of memory_max_bytes: make it smaller",
             "agent_memory_bytes",
         )
