@@ -1,0 +1,246 @@
+"""Between protobuf and the model, both ways; nothing else in the daemon sees a protobuf message of a noun.
+
+Inwards, a field that is absent is None, and every value is checked (see agentcgroup.daemon.policy.intent):
+the core gets only what makes sense. Outwards, None is an absent field. Times are Unix nanoseconds in the
+model, Timestamp on the wire.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from agentcgroup.daemon import model
+from agentcgroup.daemon.api.enums import (
+    CALL_STATES,
+    CPU_CLASSES,
+    DECISIONS,
+    FEEDBACK_KINDS,
+    LEVELS,
+    ON_EXCEED,
+    PRIORITIES,
+    REASONS,
+    SESSION_STATES,
+    VERDICTS,
+)
+from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.policy import intent as intent_rules
+from agentcgroup.daemon.policy.bounds import check_budget, check_labels
+from agentcgroup.proto.v1 import types_pb2 as pb
+
+_INTENT_NUMBERS: Final = (
+    "memory_bytes", "memory_max_bytes", "cpu_milli", "cpu_weight", "pids_max", "expected_duration_ms",
+    "deadline_ms", "throttle_limit_ms",
+)  # fmt: skip
+_LIMIT_NUMBERS: Final = (
+    "memory_bytes", "memory_high_bytes", "memory_max_bytes", "swap_max_bytes", "cpu_milli", "cpu_weight",
+    "pids_max", "deadline_ms",
+)  # fmt: skip
+_BUDGET_NUMBERS: Final = tuple(model.BudgetRequest.__dataclass_fields__)
+_USAGE_NUMBERS: Final = tuple(model.Usage.__dataclass_fields__)
+
+
+def _present(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """The numbers of `message` that were sent."""
+    return {name: getattr(message, name) for name in names if message.HasField(name)}
+
+
+def _known(value: object, names: tuple[str, ...]) -> dict[str, Any]:
+    """The numbers of a model value that are known."""
+    return {name: number for name in names if (number := getattr(value, name)) is not None}
+
+
+def _labels(labels: Mapping[str, str]) -> model.Labels:
+    return tuple(sorted(labels.items()))
+
+
+def timestamp(at_ns: int | None) -> Timestamp | None:
+    """Unix nanoseconds as a Timestamp; None is an absent field."""
+    if at_ns is None:
+        return None
+    seconds, nanos = divmod(at_ns, 1_000_000_000)
+    return Timestamp(seconds=seconds, nanos=nanos)
+
+
+# ---- inwards ----------------------------------------------------------------------------------------------
+
+
+def read_intent(message: pb.Intent) -> model.Intent:
+    """The intent in `message`, checked. Raises RequestError(INVALID) with the field."""
+    intent = model.Intent(
+        **_present(message, _INTENT_NUMBERS),
+        cpu_class=CPU_CLASSES.member(message.cpu_class, "cpu_class"),
+        on_exceed=ON_EXCEED.member(message.on_exceed, "on_exceed"),
+        command=intent_rules.bounded_command(message.command),
+        labels=_labels(message.labels),
+    )
+    intent_rules.check(intent)
+    return intent
+
+
+# What a running call can be given anew; AgentService.AdjustCall.
+_ADJUSTABLE: Final = (
+    "memory_bytes",
+    "memory_max_bytes",
+    "cpu_milli",
+    "cpu_weight",
+    "pids_max",
+    "deadline_ms",
+)
+
+
+def read_adjustment(message: pb.Intent) -> model.Intent:
+    """The limits that `message` asks for anew. Raises RequestError(INVALID), also when it asks for none."""
+    intent = model.Intent(**_present(message, _ADJUSTABLE))
+    if intent == model.Intent():
+        raise RequestError(
+            Kind.INVALID, "intent asks for no other limit", f"set one of {', '.join(_ADJUSTABLE)}", "intent"
+        )
+    intent_rules.check(intent)
+    return intent
+
+
+def read_budget(message: pb.Budget) -> model.BudgetRequest:
+    """The budget in `message`, checked by itself. Raises RequestError(INVALID)."""
+    request = model.BudgetRequest(**_present(message, _BUDGET_NUMBERS))
+    check_budget(request)
+    return request
+
+
+def read_labels(labels: Mapping[str, str]) -> model.Labels:
+    """Labels, checked. Raises RequestError(INVALID)."""
+    read = _labels(labels)
+    check_labels(read)
+    return read
+
+
+def read_process(message: pb.ProcessRef) -> model.ProcessRef:
+    """The process that `message` names, if it names one; whether it lives is the host's to say."""
+    if message.pid < 1:
+        raise RequestError(
+            Kind.INVALID,
+            f"process.pid is {message.pid}",
+            "name a process by its pid, 1 or more",
+            "process.pid",
+        )
+    return model.ProcessRef(
+        pid=message.pid,
+        pidfd_inode=message.pidfd_inode if message.HasField("pidfd_inode") else None,
+        start_time_ticks=message.start_time_ticks if message.HasField("start_time_ticks") else None,
+    )
+
+
+# ---- outwards ---------------------------------------------------------------------------------------------
+
+
+def write_intent(intent: model.Intent) -> pb.Intent:
+    return pb.Intent(
+        **_known(intent, _INTENT_NUMBERS),
+        cpu_class=CPU_CLASSES.number(intent.cpu_class),
+        on_exceed=ON_EXCEED.number(intent.on_exceed),
+        command=intent.command,
+        labels=dict(intent.labels),
+    )
+
+
+def write_limits(limits: model.CallLimits | None) -> pb.Limits | None:
+    return None if limits is None else pb.Limits(**_known(limits, _LIMIT_NUMBERS))
+
+
+def write_budget(budget: model.Budget) -> pb.Budget:
+    return pb.Budget(**_known(budget, _BUDGET_NUMBERS))
+
+
+def write_usage(usage: model.Usage) -> pb.Usage:
+    return pb.Usage(**_known(usage, _USAGE_NUMBERS))
+
+
+def write_answer(answer: model.Answer) -> pb.Answer:
+    return pb.Answer(
+        decision=DECISIONS.number(answer.decision),
+        call_id=answer.call_id,
+        granted=write_limits(answer.limits),
+        trims=[
+            pb.Trim(
+                field=trim.field, asked=trim.asked, granted=trim.granted, reason=REASONS.number(trim.reason)
+            )
+            for trim in answer.trims
+        ],
+        reason=REASONS.number(answer.reason),
+        message=answer.message,
+        suggestion=answer.suggestion,
+        expires_at=timestamp(answer.expires_at_ns),
+        notices=answer.notices,
+    )
+
+
+def write_report(report: model.Report) -> pb.Report:
+    return pb.Report(
+        call_id=report.call_id,
+        session=report.session,
+        verdict=VERDICTS.number(report.verdict),
+        exit_code=report.exit_status.exit_code,
+        signal=report.exit_status.signal,
+        usage=write_usage(report.usage),
+        started_at=timestamp(report.started_at_ns),
+        ended_at=timestamp(report.ended_at_ns),
+        duration_ms=report.duration_ms,
+        leftover_processes=report.leftover_processes,
+        message=report.message,
+        advice=report.advice,
+    )
+
+
+def write_call(call: model.ToolCall, usage: model.Usage) -> pb.Call:
+    """`usage` is read now for a live call and the report's for an ended one."""
+    return pb.Call(
+        id=call.id,
+        session=call.session,
+        parent_call_id=call.parent_id,
+        state=CALL_STATES.number(call.state),
+        intent=write_intent(call.intent),
+        limits=write_limits(call.limits),
+        usage=write_usage(usage),
+        declared_at=timestamp(call.declared_at_ns),
+        started_at=timestamp(call.started_at_ns),
+        pid=call.pid,
+        cgroup=call.cgroup,
+        report=None if call.report is None else write_report(call.report),
+    )
+
+
+def write_session(session: model.Session, usage: model.Usage) -> pb.Session:
+    return pb.Session(
+        name=session.name,
+        state=SESSION_STATES.number(session.state),
+        budget=write_budget(session.budget),
+        priority=PRIORITIES.number(session.priority),
+        usage=write_usage(usage),
+        memory_reserved_bytes=session.memory_reserved_bytes,
+        calls_live=len(session.calls),
+        calls_ended=session.calls_ended,
+        created_at=timestamp(session.created_at_ns),
+        socket_dir=session.socket_dir,
+        cgroup=session.cgroup,
+        owner_uid=session.owner_uid,
+        owner_gid=session.owner_gid,
+        labels=dict(session.labels),
+        container_id=session.container_id,
+        ends_with_agent=session.ends_with_agent,
+    )
+
+
+def write_feedback(feedback: model.Feedback) -> pb.Feedback:
+    return pb.Feedback(
+        sequence=feedback.sequence,
+        at=timestamp(feedback.at_ns),
+        session=feedback.session,
+        call_id=feedback.call_id,
+        kind=FEEDBACK_KINDS.number(feedback.kind),
+        level=LEVELS.number(feedback.level),
+        message=feedback.message,
+        advice=feedback.advice,
+        answer=None if feedback.answer is None else write_answer(feedback.answer),
+        report=None if feedback.report is None else write_report(feedback.report),
+        lost=feedback.lost,
+    )
