@@ -140,7 +140,7 @@ def program_load() -> BpfFact:
 
 
 def type_information(path: Path = Path("/sys/kernel/btf/vmlinux")) -> BpfFact:
-    """Whether the kernel describes its own types (CONFIG_DEBUG_INFO_BTF); without, no program is portable."""
+    """Whether the kernel describes its own types (CONFIG_DEBUG_INFO_BTF); no program is portable without."""
     try:
         size = path.stat().st_size
     except OSError as error:
