@@ -156,9 +156,15 @@ def _check_values(config: Config, source: str) -> None:
     session, host = config.session, config.host
     checks = (
         (config.daemon.log_format in ("text", "json"), "daemon.log_format is 'text' or 'json'"),
-        (config.daemon.log_level in ("debug", "info", "warning", "error"), "daemon.log_level is debug, info, warning or error"),
+        (
+            config.daemon.log_level in ("debug", "info", "warning", "error"),
+            "daemon.log_level is debug, info, warning or error",
+        ),
         (host.unenforced in ("run", "refuse"), "host.unenforced is 'run' or 'refuse'"),
-        (session.agent_memory < session.memory, "session.agent_memory must be less than session.memory, which it is part of"),
+        (
+            session.agent_memory < session.memory,
+            "session.agent_memory must be less than session.memory, which it is part of",
+        ),
         (0 <= config.metrics.port < 65536, "metrics.port is 0 to 65535"),
         (-1000 <= config.call.oom_score_adj <= 1000, "call.oom_score_adj is -1000 to 1000"),
         (host.pids_max > 0, "host.pids_max is at least 1"),
@@ -171,7 +177,10 @@ def _check_values(config: Config, source: str) -> None:
         (config.call.grant_lifetime >= 1000, "call.grant_lifetime is at least 1s"),
         (os.path.isabs(config.daemon.run_dir), "daemon.run_dir is an absolute path"),
         (os.path.isabs(config.daemon.state_dir), "daemon.state_dir is an absolute path"),
-        (len(config.daemon.run_dir) <= 40, "daemon.run_dir is at most 40 characters: Unix socket paths end at 107"),
+        (
+            len(config.daemon.run_dir) <= 40,
+            "daemon.run_dir is at most 40 characters: Unix socket paths end at 107",
+        ),
     )
     for holds, rule in checks:
         if not holds:

@@ -82,6 +82,7 @@ class Verdict(StrEnum):
     THROTTLE_LIMIT = "throttle_limit"
     OPERATOR = "operator"
     SESSION_END = "session_end"
+    PARENT_END = "parent_end"
     SIGNAL = "signal"
     NOT_BEGUN = "not_begun"
     UNKNOWN = "unknown"
@@ -94,7 +95,8 @@ class KillReason(StrEnum):
     THROTTLE_LIMIT = "throttle_limit"
     OPERATOR = "operator"
     SESSION_END = "session_end"
-    FINISHED = "finished"  # the caller said Finish while processes were left
+    PARENT_END = "parent_end"  # the call it was nested in ended
+    FINISHED = "finished"  # its caller said Finish while it ran
 
 
 class Level(StrEnum):
@@ -220,6 +222,7 @@ class Usage:
     memory_high_events: int | None = None
     memory_max_events: int | None = None
     oom_kill_events: int | None = None
+    # PSI totals: wall time in which some task waited for memory, or for a CPU.
     memory_stall_us: int | None = None
     cpu_stall_us: int | None = None
     io_read_bytes: int | None = None
@@ -236,7 +239,7 @@ class OomCounters:
 
     call_oom_kill: int | None = None
     call_oom_local: int | None = None
-    ancestors_oom_local: int | None = None  # parent calls, calls/, the session
+    session_oom_local: int | None = None  # parent calls, calls/ and the session together
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,11 +337,10 @@ class Session:
     cgroup: str = ""
     calls_ended: int = 0
     calls: "dict[str, ToolCall]" = field(default_factory=dict)
-
-    @property
-    def memory_reserved_bytes(self) -> int:
-        """What live calls directly under the session have reserved; nested calls live inside their parent's."""
-        return sum(call.limits.memory_bytes for call in self.calls.values() if not call.parent_id)
+    # What live calls directly under the session have reserved; nested calls live inside their parent's. The ledger keeps it.
+    memory_reserved_bytes: int = 0
+    # memory.max hits of the session's own levels that a verdict has already been blamed on; see policy/verdict.py.
+    oom_attributed: int = 0
 
 
 @dataclass(slots=True)
@@ -362,3 +364,42 @@ class ToolCall:
     exit_status: ExitStatus = ExitStatus()
     leftover_processes: int = 0
     report: Report | None = None
+    children_reserved_bytes: int = 0
+
+    @property
+    def is_live(self) -> bool:
+        return self.state not in (CallState.ENDING, CallState.ENDED)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """The truth about a session for the agent in it: what it may use and what is free now."""
+
+    session: str
+    budget: Budget
+    priority: Priority
+    usage: Usage
+    memory_available_bytes: int
+    cpu_available_milli: int
+    pids_available: int
+    level: Level
+    not_enforced: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    version: str
+    kernel: str
+    tier: Tier
+    capabilities: tuple[Capability, ...]
+    memory_capacity_bytes: int
+    memory_reserved_bytes: int
+    memory_current_bytes: int | None
+    cpu_capacity_milli: int
+    sessions: int
+    calls_live: int
+    started_at_ns: int
+    dry_run: bool
+    cgroup_root: str
+    daemon_usage: Usage
+    daemon_rss_bytes: int

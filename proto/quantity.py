@@ -31,10 +31,14 @@ def parse_size(text: str) -> int:
     """Bytes in `text`: 2G, 512M, 1.5GiB, 4096. Raises BadQuantity; 0 is a size."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise BadQuantity(f"{_shown(text)} is no size: write bytes or a number with K, M, G or T, for example 512M or 2G")
+        raise BadQuantity(
+            f"{_shown(text)} is no size: write bytes or a number with K, M, G or T, for example 512M or 2G"
+        )
     number, unit = match.groups()
-    size = int(number) << _SIZE_SHIFT[unit.lower()] if number.isdigit() else int(
-        float(number) * (1 << _SIZE_SHIFT[unit.lower()])
+    size = (
+        int(number) << _SIZE_SHIFT[unit.lower()]
+        if number.isdigit()
+        else int(float(number) * (1 << _SIZE_SHIFT[unit.lower()]))
     )
     if size > _MOST_BYTES:
         raise BadQuantity(f"{_shown(text)} is more than 8 EiB")
@@ -45,7 +49,9 @@ def parse_cpu(text: str) -> int:
     """Thousandths of a core in `text`: 1.5 (cores) or 1500m. Raises BadQuantity."""
     match = _CPU.fullmatch(text.strip())
     if match is None:
-        raise BadQuantity(f"{_shown(text)} is no CPU amount: write cores or thousandths, for example 1.5 or 1500m")
+        raise BadQuantity(
+            f"{_shown(text)} is no CPU amount: write cores or thousandths, for example 1.5 or 1500m"
+        )
     number, milli = match.groups()
     amount = round(float(number) * (1 if milli else 1000))
     if amount > _MOST_MILLI:
@@ -57,8 +63,12 @@ def parse_duration(text: str) -> int:
     """Milliseconds in `text`: 90 (seconds), 500ms, 10m, 1h30m. Raises BadQuantity."""
     stripped = text.strip()
     if not _DURATION.fullmatch(stripped):
-        raise BadQuantity(f"{_shown(text)} is no duration: write seconds or units, for example 90, 500ms, 10m or 1h30m")
-    total_ms = sum(float(number) * _DURATION_MS[unit or "s"] for number, unit in _DURATION_PART.findall(stripped))
+        raise BadQuantity(
+            f"{_shown(text)} is no duration: write seconds or units, for example 90, 500ms, 10m or 1h30m"
+        )
+    total_ms = sum(
+        float(number) * _DURATION_MS[unit or "s"] for number, unit in _DURATION_PART.findall(stripped)
+    )
     if total_ms > _MOST_BYTES:
         raise BadQuantity(f"{_shown(text)} is too long a duration")
     return round(total_ms)

@@ -1,0 +1,128 @@
+"""Builds every object once, runs until told to stop, takes everything down in order."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+from agentcgroup import __version__
+from agentcgroup.daemon.api.server import Api
+from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.controller import Controller
+from agentcgroup.daemon.counters import Counters
+from agentcgroup.daemon.feedback import Feed
+from agentcgroup.daemon.history import HistoryStore
+from agentcgroup.daemon.host import capabilities, systemd
+from agentcgroup.daemon.host.docker import DockerFollower
+from agentcgroup.daemon.host.dry import DryRunHost
+from agentcgroup.daemon.host.linux import LinuxHost
+from agentcgroup.daemon.host.prepare import HostUnfit, limit_root, prepare, sweep
+from agentcgroup.daemon.metrics.endpoint import MetricsEndpoint
+from agentcgroup.daemon.ports import Host
+
+log = logging.getLogger("agentcgroup")
+
+
+class AlreadyRunning(Exception):
+    """Another daemon holds this run directory."""
+
+
+class SystemClock:
+    def now_ns(self) -> int:
+        return time.time_ns()
+
+
+@contextlib.contextmanager
+def sole_instance(run_dir: Path) -> Iterator[None]:
+    """Holds the run directory against a second daemon, which would take over the sockets of the first.
+
+    The kernel drops the lock when the process ends, however it ends. Raises AlreadyRunning.
+    """
+    run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path = run_dir / "daemon.lock"
+    with open(path, "a+", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise AlreadyRunning(
+                f"{path} is held by process {holder}: another agentcgroupd is running. "
+                "Stop it (systemctl stop agentcgroup), or give this one its own daemon.run_dir and host.cgroup_root"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+def _raise_descriptor_limit() -> None:
+    # Each live call holds a cgroup, a pidfd and, until it begins, a connection.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextlib.asynccontextmanager
+async def _host(config: Config) -> AsyncIterator[Host]:
+    ground = prepare(config)
+    found = capabilities.probe(ground.root.path)
+    host = LinuxHost(config, ground.root, ground.mount, ground.controllers, found, capabilities.tier(found))
+    try:
+        if config.daemon.dry_run:
+            yield DryRunHost(host)
+        else:
+            sweep(ground.root)
+            limit_root(ground.root, host.memory_capacity_bytes, config)
+            yield host
+    finally:
+        host.close()
+
+
+async def run(config: Config) -> None:
+    """Runs the daemon until SIGTERM or SIGINT. Raises HostUnfit, AlreadyRunning or ConfigError before it serves."""
+    _raise_descriptor_limit()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(sole_instance(Path(config.daemon.run_dir)))
+        host = await stack.enter_async_context(_host(config))
+        counters, feed = Counters(), Feed()
+        history = HistoryStore(config)
+        stack.callback(history.close)
+        controller = Controller(config, host, history, SystemClock(), counters, feed)
+        host.listen(controller)
+        api = Api(config, controller, history)
+        controller.use_doors(api)
+        await api.start()
+        stack.push_async_callback(api.stop)
+        stack.push_async_callback(controller.close)
+        if config.metrics.enabled:
+            endpoint = MetricsEndpoint(config, controller, history)
+            await endpoint.start()
+            stack.push_async_callback(endpoint.stop)
+        if config.docker.enabled and not config.daemon.dry_run:
+            follower = DockerFollower(config, controller)
+            await follower.start()
+            stack.push_async_callback(follower.stop)
+        log.info(
+            "agentcgroupd %s ready: tier %s, cgroup root %s, operator socket %s/operator.sock",
+            __version__,
+            host.tier,
+            host.cgroup_root,
+            config.daemon.run_dir,
+        )
+        stack.enter_context(systemd.ready(loop))
+        await stop.wait()
+        log.info("stopping: ending %d sessions", len(controller.sessions()))
+
+
+__all__ = ["AlreadyRunning", "HostUnfit", "run"]

@@ -1,0 +1,58 @@
+"""The verbs of the daemon: sessions and calls from opening to report, over a host, doors and a history given as Protocols."""
+
+import os
+
+from agentcgroup import __version__
+from agentcgroup.daemon.controller.sessions import Sessions
+from agentcgroup.daemon.model import HostStatus, Level, SessionLimits
+from agentcgroup.daemon.policy import admission
+
+# Free memory, as a share of what the session's calls may use, below which an agent should think of memory.
+_TIGHT, _CRITICAL = 0.25, 0.05
+
+
+class Controller(Sessions):
+    """Everything the edges may ask for. Runs on one event loop; nothing here blocks but short cgroup file operations."""
+
+    def limits_of(self, session: str) -> SessionLimits:
+        """The truth for the agent: what it may use, what is free now, what is not enforced."""
+        found = self._ledger.session(session)
+        available = admission.memory_available_bytes(self._session_view(found), self._host_view())
+        share = available / found.budget.calls_memory_bytes
+        usage = self.session_usage(found)
+        cpu = self._host.cpu_capacity_milli
+        pids = found.budget.pids_max if found.budget.pids_max is not None else self.config.host.pids_max
+        return SessionLimits(
+            session=session,
+            budget=found.budget,
+            priority=found.priority,
+            usage=usage,
+            memory_available_bytes=available,
+            cpu_available_milli=min(cpu, found.budget.cpu_milli or cpu),
+            pids_available=max(0, pids - (usage.pids_current if usage.pids_current is not None else 0)),
+            level=Level.CRITICAL if share < _CRITICAL else Level.TIGHT if share < _TIGHT else Level.AMPLE,
+            not_enforced=self._host.not_enforced,
+        )
+
+    def host(self) -> HostStatus:
+        usage, rss_bytes = self._host.daemon_usage()
+        return HostStatus(
+            version=__version__,
+            kernel=os.uname().release,
+            tier=self._host.tier,
+            capabilities=self._host.capabilities,
+            memory_capacity_bytes=self._host.memory_capacity_bytes,
+            memory_reserved_bytes=self._ledger.memory_reserved_bytes,
+            memory_current_bytes=self._host.memory_current_bytes(),
+            cpu_capacity_milli=self._host.cpu_capacity_milli,
+            sessions=len(self._ledger.sessions),
+            calls_live=self._ledger.calls_live,
+            started_at_ns=self._started_at_ns,
+            dry_run=self.config.daemon.dry_run,
+            cgroup_root=self._host.cgroup_root,
+            daemon_usage=usage,
+            daemon_rss_bytes=rss_bytes,
+        )
+
+
+__all__ = ["Controller"]

@@ -1,0 +1,323 @@
+"""The verbs of a call's life up to its end: declare, begin, adjust, freeze."""
+
+import dataclasses
+
+from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THROTTLE_TIMER, Life
+from agentcgroup.daemon.controller.ending import Endings
+from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.model import (
+    Answer,
+    CallLimits,
+    CallState,
+    Decision,
+    ExitStatus,
+    FeedbackKind,
+    Intent,
+    KillReason,
+    Level,
+    ProcessRef,
+    Session,
+    SessionState,
+    ToolCall,
+    Usage,
+)
+from agentcgroup.daemon.policy import admission, resize
+from agentcgroup.daemon.policy.intent import check
+from agentcgroup.daemon.ports import Location
+
+
+class Calls(Endings):
+    # ---- asking
+
+    def call(self, session: str | None, call_id: str) -> ToolCall:
+        return self._ledger.call(session, call_id)
+
+    def calls(self, session: str | None) -> list[ToolCall]:
+        return list(self._ledger.calls(session))
+
+    def call_usage(self, call: ToolCall) -> Usage:
+        """Read now while the call lives; afterwards the final figures."""
+        if call.report is not None:
+            return call.report.usage
+        if call.started_at_ns is None:
+            return Usage()
+        return self._host.call_usage(call.id)
+
+    def parent_of(self, session: str, pid: int) -> str:
+        """The call in which `pid` lives, "" when it is in the agent leaf or outside. DENIED in another session."""
+        return self._here(session, self._host.locate(pid)).call_id
+
+    @staticmethod
+    def _here(session: str, location: Location) -> Location:
+        if location.session and location.session != session:
+            raise RequestError(
+                Kind.DENIED,
+                "the process belongs to another session",
+                "use the socket of the session it runs in",
+                "process",
+            )
+        return location
+
+    # ---- declare
+
+    def declare(self, session: str, intent: Intent, parent_id: str = "") -> Answer:
+        """Rules on the intent; a grant becomes a declared call that lapses when it does not begin in time."""
+        check(intent)
+        owner = self._ledger.session(session)
+        parent = self._ledger.live_call(session, parent_id) if parent_id else None
+        ruling = admission.admit(
+            intent, self._session_view(owner), self._host_view(), self._parent_view(parent), self._defaults
+        )
+        self.counters.answer(ruling.decision, ruling.reason)
+        if ruling.limits is None:
+            answer = Answer(
+                ruling.decision,
+                ruling.message,
+                reason=ruling.reason,
+                suggestion=ruling.suggestion,
+                notices=ruling.notices,
+            )
+            self._say(FeedbackKind.REFUSED, session, ruling.message, advice=ruling.suggestion, answer=answer)
+            return answer
+        now_ns = self._clock.now_ns()
+        call = ToolCall(
+            id=self._ledger.new_call_id(),
+            session=session,
+            parent_id=parent_id,
+            intent=intent,
+            limits=ruling.limits,
+            decision=ruling.decision,
+            declared_at_ns=now_ns,
+        )
+        self._ledger.add_call(call)
+        lifetime_ms = self.config.call.grant_lifetime
+        self._arm(GRANT_TIMER, call.id, lifetime_ms, lambda: self._lapse(call))
+        return Answer(
+            ruling.decision,
+            ruling.message,
+            call_id=call.id,
+            limits=ruling.limits,
+            trims=ruling.trims,
+            reason=ruling.reason,
+            suggestion=ruling.suggestion,
+            notices=(*ruling.notices, *self._unenforced_notices()),
+            expires_at_ns=now_ns + lifetime_ms * 1_000_000,
+        )
+
+    def _unenforced_notices(self) -> tuple[str, ...]:
+        missing = self._host.not_enforced
+        return (f"not enforced on this host: {'; '.join(missing)}",) if missing else ()
+
+    def _lapse(self, call: ToolCall) -> None:
+        if call.state is CallState.DECLARED:
+            self._close_unbegun(call)
+
+    # ---- begin
+
+    def ticket(self, session: str, call_id: str) -> str:
+        """A ticket for the launcher, good once, until the grant lapses."""
+        return self._ledger.new_ticket(self._declared(session, call_id))
+
+    def redeem(self, session: str, ticket: str) -> ToolCall:
+        return self._ledger.redeem(session, ticket)
+
+    def _declared(self, session: str, call_id: str) -> ToolCall:
+        call = self._ledger.live_call(session, call_id)
+        if call.state is not CallState.DECLARED:
+            raise RequestError(
+                Kind.STATE, f"call {call.id} has begun already", "declare another call", "call_id"
+            )
+        return call
+
+    def begin(self, session: str, call_id: str, process: ProcessRef) -> ToolCall:
+        """Places a process of the session's own into a declared call."""
+        call = self._declared(session, call_id)
+        found = self._host.open_process(self._ledger.session(session), process)
+        try:
+            location = self._here(session, self._host.locate(found.pid))
+            if not location.session:
+                raise RequestError(
+                    Kind.DENIED,
+                    f"process {process.pid} is not in this session",
+                    "only processes started in the session can be placed; start others through `agentcg run`",
+                    "process",
+                )
+            if location.call_id != call.parent_id:
+                raise RequestError(
+                    Kind.STATE,
+                    f"process {process.pid} is in call {location.call_id or '(none)'} already",
+                    f"declare the call with parent_call_id {location.call_id}"
+                    if location.call_id
+                    else "leave parent_call_id out",
+                    "process",
+                )
+        except BaseException:
+            self._host.forget_process(found.pidfd)
+            raise
+        return self.begin_pidfd(session, call_id, found.pid, found.pidfd)
+
+    def begin_pidfd(self, session: str, call_id: str, pid: int, pidfd: int) -> ToolCall:
+        """Makes the cgroup, writes the limits, moves the process in. Takes over `pidfd`, also when it raises.
+
+        After an error nothing is left of the call: no cgroup, no reservation.
+        """
+        try:
+            call = self._declared(session, call_id)
+        except BaseException:
+            self._host.forget_process(pidfd)
+            raise
+        try:
+            call.cgroup = self._host.create_call(call)
+            self._host.place(call.id, pid)
+        except BaseException:
+            self._host.forget_process(pidfd)
+            self._host.kill_call(call.id)
+            self._host.remove_call(call.id)
+            self._close_unbegun(call)
+            raise
+        self._disarm(GRANT_TIMER, call.id)
+        call.pid, call.started_at_ns, call.state = pid, self._clock.now_ns(), CallState.RUNNING
+        call.ticket = ""
+        self._follow(call, pidfd)
+        if call.limits.deadline_ms is not None:
+            self._arm(
+                DEADLINE_TIMER,
+                call.id,
+                call.limits.deadline_ms,
+                lambda: self._kill(call, KillReason.DEADLINE),
+            )
+        self._say(FeedbackKind.STARTED, session, self._started_words(call), call=call, level=Level.AMPLE)
+        return call
+
+    @staticmethod
+    def _started_words(call: ToolCall) -> str:
+        command = " ".join(call.intent.command) or f"process {call.pid}"
+        return f"Started {command[:120]!r}."
+
+    def _follow(self, call: ToolCall, pidfd: int) -> None:
+        def on_exit() -> None:
+            self._main_ended(call)
+
+        def on_status(status: ExitStatus) -> None:
+            self._status_known(call, status)
+
+        self._lives[call.id] = Life()
+        self._host.watch_process(pidfd, on_exit, on_status)
+
+    # ---- change
+
+    def adjust(self, session: str | None, call_id: str, intent: Intent) -> Answer:
+        """Other limits for a live call, answered like an intent; absent fields stay as they are."""
+        check(intent)
+        call = self._ledger.live_call(session, call_id)
+        owner = self._ledger.session(call.session)
+        parent = self._ledger.call(call.session, call.parent_id) if call.parent_id else None
+        # What the call itself has reserved is free for it.
+        own = call.limits.memory_bytes
+        session_view, host_view, parent_view = (
+            self._session_view(owner),
+            self._host_view(),
+            self._parent_view(parent),
+        )
+        if parent_view is not None:
+            parent_view = dataclasses.replace(
+                parent_view, memory_reserved_bytes=parent_view.memory_reserved_bytes - own
+            )
+        else:
+            session_view = dataclasses.replace(
+                session_view, memory_reserved_bytes=session_view.memory_reserved_bytes - own
+            )
+            host_view = dataclasses.replace(
+                host_view, memory_reserved_bytes=host_view.memory_reserved_bytes - own
+            )
+        ruling = resize.resize(
+            intent, call.limits, self.call_usage(call), session_view, host_view, parent_view, self._defaults
+        )
+        self.counters.answer(ruling.decision, ruling.reason)
+        answer = Answer(
+            ruling.decision,
+            ruling.message,
+            call_id=call.id,
+            limits=ruling.limits or call.limits,
+            trims=ruling.trims,
+            reason=ruling.reason,
+            suggestion=ruling.suggestion,
+            notices=(*ruling.notices, *self._unenforced_notices()),
+        )
+        if ruling.limits is not None:
+            self._relimit(call, ruling.limits)
+        kind = FeedbackKind.REFUSED if ruling.decision is Decision.REFUSED else FeedbackKind.ADJUSTED
+        self._say(kind, call.session, ruling.message, call=call, advice=ruling.suggestion, answer=answer)
+        return answer
+
+    def _relimit(self, call: ToolCall, limits: CallLimits) -> None:
+        if call.started_at_ns is not None:
+            self._host.apply_limits(call, limits)
+            if limits.deadline_ms != call.limits.deadline_ms and limits.deadline_ms is not None:
+                elapsed_ms = (self._clock.now_ns() - call.started_at_ns) / 1e6
+                left_ms = max(0.0, limits.deadline_ms - elapsed_ms)
+                self._arm(DEADLINE_TIMER, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
+        self._ledger.relimit(call, limits)
+
+    def freeze_call(self, call_id: str, reason: str) -> ToolCall:
+        """Stops every process of the call where it stands; its deadline goes on."""
+        call = self._ledger.live_call(None, call_id)
+        if call.state is CallState.FROZEN:
+            return call
+        if call.state is not CallState.RUNNING:
+            raise RequestError(Kind.STATE, f"call {call.id} has not begun", "", "call_id")
+        self._host.freeze_call(call.id, True)
+        call.state = CallState.FROZEN
+        words = f"Frozen by the operator{': ' + reason if reason else ''}; nothing is lost, it goes on when thawed."
+        self._say(FeedbackKind.FROZEN, call.session, words, call=call)
+        return call
+
+    def thaw_call(self, call_id: str) -> ToolCall:
+        call = self._ledger.live_call(None, call_id)
+        if call.state is CallState.FROZEN:
+            self._host.freeze_call(call.id, False)
+            call.state = CallState.RUNNING
+            self._say(
+                FeedbackKind.THAWED, call.session, "Thawed by the operator; the call goes on.", call=call
+            )
+        return call
+
+    # ---- what the machine tells
+
+    def memory_throttled(self, call_id: str) -> None:
+        """First sight of memory.high: the clock of the throttle limit starts, and the agent is told."""
+        try:
+            call = self._ledger.live_call(None, call_id)
+        except RequestError:
+            return
+        limit_ms = call.limits.throttle_limit_ms
+        if limit_ms is None or (THROTTLE_TIMER, call.id) in self._timers:
+            return
+        self._arm(THROTTLE_TIMER, call.id, limit_ms, lambda: self._throttle_over(call))
+        self._say(
+            FeedbackKind.WARNING,
+            call.session,
+            f"The call is over what it declared ({call.limits.memory_bytes >> 20} MiB) and is being slowed down; "
+            f"it will be stopped in {limit_ms / 1000:g} s if it stays there.",
+            call=call,
+            level=Level.CRITICAL,
+            advice=f"Release memory, or raise it: `agentcg call set {call.id} --memory {call.limits.memory_bytes >> 19}M`.",
+        )
+
+    def _throttle_over(self, call: ToolCall) -> None:
+        if not call.is_live:
+            return
+        current = self._host.call_usage(call.id).memory_current_bytes
+        high = call.limits.memory_high_bytes
+        # Below nine tenths of memory.high the kernel no longer throttles; the clock starts afresh at the next time.
+        if current is not None and high is not None and current < high * 9 // 10:
+            return
+        self._kill(call, KillReason.THROTTLE_LIMIT)
+
+    # ---- for the session verbs
+
+    def _refuse_new_calls(self, session: Session) -> None:
+        session.state = SessionState.CLOSING
+        for call in list(session.calls.values()):
+            if call.state is CallState.DECLARED:
+                self._close_unbegun(call)

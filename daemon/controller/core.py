@@ -1,0 +1,174 @@
+"""What sessions and calls share: the ledger, the host, the feed, the clock, and how they speak."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.counters import Counters
+from agentcgroup.daemon.feedback import Feed
+from agentcgroup.daemon.ledger import Ledger
+from agentcgroup.daemon.model import (
+    Answer,
+    Feedback,
+    FeedbackKind,
+    Level,
+    Report,
+    Session,
+    ToolCall,
+)
+from agentcgroup.daemon.policy.admission import CallDefaults, HostView, ParentView, SessionView
+from agentcgroup.daemon.ports import Clock, Doors, History, Host
+
+log = logging.getLogger("agentcgroup.controller")
+
+# Names of a call's timers: a grant that is not begun lapses; a deadline kills; so does throttling that lasts too long.
+GRANT_TIMER: Final = "grant"
+DEADLINE_TIMER: Final = "deadline"
+THROTTLE_TIMER: Final = "throttle"
+
+
+@dataclass(slots=True)
+class Life:
+    """What a running call is waited for with; it goes when the call has ended."""
+
+    status_known: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Core:
+    """State and small words; the verbs are in Sessions, Calls and Endings, which together make the Controller."""
+
+    def __init__(
+        self, config: Config, host: Host, history: History, clock: Clock, counters: Counters, feed: Feed
+    ) -> None:
+        self.config = config
+        self.counters = counters
+        self.feed = feed
+        self._host = host
+        self._history = history
+        self._clock = clock
+        self._doors: Doors | None = None
+        self._ledger = Ledger()
+        self._lives: dict[str, Life] = {}
+        # Names of sessions whose sockets are being opened: they are taken, but not in the ledger yet.
+        self._opening: set[str] = set()
+        self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._started_at_ns = clock.now_ns()
+        defaults = config.call
+        self._defaults = CallDefaults(
+            memory_bytes=defaults.memory,
+            memory_max_bytes=defaults.memory_max or None,
+            pids_max=defaults.pids_max,
+            deadline_ms=defaults.deadline or None,
+            on_exceed=defaults.on_exceed,
+            throttle_limit_ms=defaults.throttle_limit,
+        )
+
+    def use_doors(self, doors: Doors) -> None:
+        """The sockets need the controller and the controller opens sockets: this closes the circle once, at start."""
+        self._doors = doors
+
+    # ---- views for the policies
+
+    def _session_view(self, session: Session) -> SessionView:
+        return SessionView(session.state, session.budget, session.memory_reserved_bytes, len(session.calls))
+
+    def _host_view(self) -> HostView:
+        return HostView(
+            memory_capacity_bytes=self._host.memory_capacity_bytes,
+            memory_reserved_bytes=self._ledger.memory_reserved_bytes,
+            cpu_capacity_milli=self._host.cpu_capacity_milli,
+            calls_live=self._ledger.calls_live,
+            calls_max=self.config.host.calls_max,
+        )
+
+    @staticmethod
+    def _parent_view(parent: ToolCall | None) -> ParentView | None:
+        if parent is None:
+            return None
+        limits = parent.limits
+        return ParentView(
+            parent.id,
+            limits.memory_max_bytes,
+            parent.children_reserved_bytes,
+            limits.cpu_milli,
+            limits.pids_max,
+        )
+
+    # ---- saying
+
+    def _say(
+        self,
+        kind: FeedbackKind,
+        session: str,
+        message: str,
+        *,
+        call: ToolCall | None = None,
+        level: Level | None = None,
+        advice: str = "",
+        answer: Answer | None = None,
+        report: Report | None = None,
+        lineage: tuple[str, ...] = (),
+    ) -> None:
+        """One line in the log and one message on the streams, with the same words."""
+        call_id = call.id if call else answer.call_id if answer else ""
+        log.info(
+            "%s %s%s: %s",
+            kind,
+            session,
+            f"/{call_id}" if call_id else "",
+            message,
+            extra={"session": session, "call_id": call_id, "kind": str(kind)},
+        )
+        self.feed.publish(
+            Feedback(
+                sequence=0,
+                at_ns=self._clock.now_ns(),
+                session=session,
+                kind=kind,
+                message=message,
+                call_id=call_id,
+                level=level,
+                advice=advice,
+                answer=answer,
+                report=report,
+            ),
+            lineage or (self._ledger.lineage(call) if call else (call_id,) if call_id else ()),
+        )
+
+    # ---- time and tasks
+
+    def _arm(self, what: str, key: str, delay_ms: float, action: Callable[[], None]) -> None:
+        """Runs `action` in `delay_ms`, once; arming again replaces."""
+        self._disarm(what, key)
+
+        def fire() -> None:
+            self._timers.pop((what, key), None)
+            action()
+
+        self._timers[what, key] = asyncio.get_running_loop().call_later(delay_ms / 1000, fire)
+
+    def _disarm(self, what: str, key: str) -> None:
+        timer = self._timers.pop((what, key), None)
+        if timer is not None:
+            timer.cancel()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work` as a task of the controller's; `close` waits for all of them."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the controller failed", exc_info=task.exception())
+
+    async def settle(self) -> None:
+        """Waits until every task begun so far, and what those begin, has ended."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,190 @@
+"""The end of a call: main process gone or told to stop, leftovers killed, counters read, cgroup removed, report given."""
+
+import asyncio
+import logging
+from typing import Final
+
+from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THROTTLE_TIMER, Core
+from agentcgroup.daemon.model import (
+    CallState,
+    ExitStatus,
+    FeedbackKind,
+    HistoryEntry,
+    KillReason,
+    Level,
+    OomCounters,
+    Report,
+    ToolCall,
+    Usage,
+    Verdict,
+)
+from agentcgroup.daemon.policy import admission, advice
+from agentcgroup.daemon.policy.verdict import judge
+
+log = logging.getLogger("agentcgroup.controller")
+
+# A killed process is gone as soon as it leaves the kernel; one in uninterruptible sleep may take long. Then the report does
+# not wait for it, and the cgroup is swept later.
+DRAIN_DEADLINE_S: Final = 5.0
+# The exit status of a process is known when its parent has reaped it; a parent that does not must not hold up the report.
+STATUS_DEADLINE_S: Final = 2.0
+
+# Ends that are the agent's business at once, not only when it asks.
+_CALM: Final = frozenset({Verdict.OK, Verdict.EXIT_CODE, Verdict.NOT_BEGUN})
+
+
+class Endings(Core):
+    # ---- what begins an end
+
+    def _main_ended(self, call: ToolCall) -> None:
+        if call.is_live:
+            self._begin_end(call)
+
+    def _status_known(self, call: ToolCall, status: ExitStatus) -> None:
+        life = self._lives.get(call.id)
+        if life is not None and not life.status_known.is_set():
+            call.exit_status = status
+            life.status_known.set()
+
+    def _kill(self, call: ToolCall, reason: KillReason, note: str = "") -> None:
+        """Stops a begun call, its whole tree; one that has not begun gives its grant back."""
+        if not call.is_live:
+            return
+        if call.started_at_ns is None:
+            self._close_unbegun(call)
+            return
+        for nested in self._ledger.descendants(call):
+            nested.kill_reason, nested.kill_note = reason, note
+        call.kill_reason, call.kill_note = reason, note
+        self.counters.killed(reason)
+        self._begin_end(call)
+
+    def _begin_end(self, call: ToolCall) -> None:
+        call.state = CallState.ENDING
+        for timer in (DEADLINE_TIMER, THROTTLE_TIMER):
+            self._disarm(timer, call.id)
+        self._spawn(self._end(call))
+
+    # ---- the end itself
+
+    async def _end(self, call: ToolCall) -> None:
+        life = self._lives[call.id]
+        nested = self._ledger.descendants(call)
+        for inner in nested:
+            if inner.is_live:
+                self._kill(inner, inner.kill_reason or KillReason.PARENT_END)
+        killed = self._host.kill_call(call.id)
+        if call.kill_reason in (None, KillReason.FINISHED):
+            call.leftover_processes = killed
+        await self._host.drained(call.id, DRAIN_DEADLINE_S)
+        for inner in nested:
+            inner_life = self._lives.get(inner.id)
+            if inner_life is not None:
+                await inner_life.ended.wait()
+        usage, oom = self._host.call_usage(call.id), self._host.oom_counters(call.id)
+        if not self._host.remove_call(call.id):
+            log.warning(
+                "%s/%s: its cgroup cannot be removed yet; the next sweep takes it", call.session, call.id
+            )
+        try:
+            async with asyncio.timeout(STATUS_DEADLINE_S):
+                await life.status_known.wait()
+        except TimeoutError:
+            pass
+        self._report(call, usage, oom)
+        del self._lives[call.id]
+        life.ended.set()
+
+    def _report(self, call: ToolCall, usage: Usage, oom: OomCounters) -> None:
+        session = self._ledger.session(call.session)
+        verdict = judge(call.exit_status, oom, usage, call.kill_reason, session.oom_attributed)
+        if verdict is Verdict.MEMORY_LIMIT_SESSION:
+            session.oom_attributed += 1
+        call.state = CallState.ENDED
+        lineage = self._ledger.lineage(call)
+        self._ledger.remove_call(call)
+        report = self._worded(call, verdict, usage)
+        call.report = report
+        self._history.record(HistoryEntry(report, call.intent, call.limits, call.decision, call.parent_id))
+        self.counters.call_ended(report, session.priority, call.intent.cpu_class)
+        self._say(
+            FeedbackKind.ENDED,
+            call.session,
+            report.message,
+            call=call,
+            lineage=lineage,
+            level=Level.AMPLE if verdict in _CALM else Level.TIGHT,
+            advice=report.advice,
+            report=report,
+        )
+
+    def _worded(self, call: ToolCall, verdict: Verdict, usage: Usage) -> Report:
+        session = self._ledger.session(call.session)
+        ended_at_ns = self._clock.now_ns()
+        began_ns = call.started_at_ns if call.started_at_ns is not None else call.declared_at_ns
+        duration_ms = max(0, ended_at_ns - began_ns) // 1_000_000
+        message, words = advice.word(
+            advice.EndedCall(
+                verdict=verdict,
+                status=call.exit_status,
+                usage=usage,
+                limits=call.limits,
+                duration_ms=duration_ms,
+                leftover_processes=call.leftover_processes,
+                kill_note=call.kill_note,
+                memory_grantable_bytes=admission.memory_available_bytes(
+                    self._session_view(session), self._host_view()
+                ),
+                session_memory_bytes=session.budget.calls_memory_bytes,
+            )
+        )
+        return Report(
+            call_id=call.id,
+            session=call.session,
+            verdict=verdict,
+            exit_status=call.exit_status,
+            usage=usage,
+            started_at_ns=call.started_at_ns,
+            ended_at_ns=ended_at_ns,
+            duration_ms=duration_ms,
+            leftover_processes=call.leftover_processes,
+            message=message,
+            advice=words,
+        )
+
+    def _close_unbegun(self, call: ToolCall) -> None:
+        """Gives back a grant; nothing ran, so nothing goes into the history."""
+        self._disarm(GRANT_TIMER, call.id)
+        call.state = CallState.ENDED
+        self._ledger.remove_call(call)
+        call.report = self._worded(call, Verdict.NOT_BEGUN, Usage())
+
+    # ---- told to end
+
+    async def finish(self, session: str | None, call_id: str, exit_code: int | None) -> Report:
+        """Ends a call of the caller's and returns its report; the report again when it has ended already.
+
+        `exit_code` is what the caller saw; it is believed only where the kernel says nothing else.
+        """
+        call = self._ledger.call(session, call_id)
+        life = self._lives.get(call.id)
+        if call.is_live:
+            self._kill(call, KillReason.FINISHED)
+            if life is not None:
+                # The kernel would say "signal 9", which is the daemon's own doing and not how the tool ended.
+                call.exit_status = ExitStatus(exit_code=exit_code)
+                life.status_known.set()
+        if life is not None:
+            await life.ended.wait()
+        assert call.report is not None
+        return call.report
+
+    async def kill_call(self, call_id: str, reason: str) -> Report:
+        """Kills exactly this call, with what is nested in it, on an operator's word."""
+        call = self._ledger.call(None, call_id)
+        life = self._lives.get(call.id)
+        self._kill(call, KillReason.OPERATOR, reason)
+        if life is not None:
+            await life.ended.wait()
+        assert call.report is not None
+        return call.report

@@ -1,0 +1,278 @@
+"""The verbs of a session's life: open, adopt, change, freeze, kill, remove."""
+
+import dataclasses
+import os
+import re
+from typing import Final
+
+from agentcgroup.daemon.controller.calls import Calls
+from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.model import (
+    Budget,
+    BudgetRequest,
+    CallState,
+    FeedbackKind,
+    KillReason,
+    Labels,
+    Priority,
+    ProcessRef,
+    Session,
+    SessionState,
+    Usage,
+)
+from agentcgroup.daemon.policy import resize
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
+# Names that mean something else in the tree.
+_TAKEN_NAMES: Final = frozenset({"daemon"})
+
+# CPU shares between sessions; a budget's own cpu_weight goes before.
+PRIORITY_WEIGHT: Final = {Priority.LOW: 25, Priority.NORMAL: 100, Priority.HIGH: 400}
+
+
+class Sessions(Calls):
+    # ---- asking
+
+    def sessions(self) -> list[Session]:
+        return list(self._ledger.sessions.values())
+
+    def session(self, name: str) -> Session:
+        return self._ledger.session(name)
+
+    def session_usage(self, session: Session) -> Usage:
+        return self._host.session_usage(session.name)
+
+    # ---- opening
+
+    async def open_session(
+        self,
+        name: str,
+        request: BudgetRequest,
+        *,
+        priority: Priority | None = None,
+        owner_uid: int = 0,
+        owner_gid: int = 0,
+        labels: Labels = (),
+        ends_with_agent: bool = False,
+    ) -> Session:
+        session = self._new_session(name, request, priority, owner_uid, owner_gid, labels)
+        session.ends_with_agent = ends_with_agent
+        session.cgroup = self._host.open_session(session)
+        return await self._admit_session(session)
+
+    async def adopt_session(
+        self,
+        name: str,
+        request: BudgetRequest,
+        *,
+        cgroup_path: str,
+        container_id: str,
+        priority: Priority | None = None,
+        owner_uid: int = 0,
+        owner_gid: int = 0,
+        labels: Labels = (),
+    ) -> Session:
+        """A session on a running container's own cgroup, given relative to the cgroup2 mount."""
+        session = self._new_session(name, request, priority, owner_uid, owner_gid, labels)
+        session.container_id = container_id
+        session.cgroup = self._host.adopt_session(session, cgroup_path)
+        return await self._admit_session(session)
+
+    def _new_session(
+        self,
+        name: str,
+        request: BudgetRequest,
+        priority: Priority | None,
+        uid: int,
+        gid: int,
+        labels: Labels,
+    ) -> Session:
+        if not _NAME.fullmatch(name) or name in _TAKEN_NAMES:
+            raise RequestError(
+                Kind.INVALID,
+                f"{name[:80]!r} is no session name",
+                "use 1 to 63 characters of a-z, 0-9, dot, dash and underscore, beginning with a letter or digit",
+                "name",
+            )
+        if name in self._ledger.sessions or name in self._opening:
+            raise RequestError(
+                Kind.EXISTS,
+                f"there is a session {name!r} already",
+                "choose another name, or remove that one first",
+                "name",
+            )
+        if len(self._ledger.sessions) >= self.config.host.sessions_max:
+            raise RequestError(
+                Kind.EXHAUSTED,
+                f"{self.config.host.sessions_max} sessions are open, the limit of this host",
+                "remove one (`agentcg session list`), or raise host.sessions_max in the configuration",
+            )
+        chosen = priority or self.config.session.priority
+        host = self._host_view()
+        budget = resize.decide_budget(
+            request, self._default_budget(chosen, host.memory_capacity_bytes), host
+        )
+        if host.memory_reserved_bytes + budget.agent_memory_bytes > host.memory_capacity_bytes:
+            raise RequestError(
+                Kind.EXHAUSTED,
+                "the host has no memory left to promise to another agent runtime",
+                "remove a session, wait for calls to end, or ask for a smaller --agent-memory",
+            )
+        return Session(
+            name=name,
+            budget=budget,
+            priority=chosen,
+            owner_uid=uid,
+            owner_gid=gid,
+            created_at_ns=self._clock.now_ns(),
+            socket_dir=os.path.join(self.config.daemon.run_dir, "sessions", name),
+            labels=labels,
+        )
+
+    def _default_budget(self, priority: Priority, capacity_bytes: int) -> Budget:
+        defaults = self.config.session
+        memory = min(defaults.memory, capacity_bytes)
+        return Budget(
+            memory_max_bytes=memory,
+            agent_memory_bytes=defaults.agent_memory,
+            swap_max_bytes=defaults.swap,
+            cpu_milli=defaults.cpu or None,
+            cpu_weight=PRIORITY_WEIGHT[priority],
+            pids_max=min(defaults.pids_max, self.config.host.pids_max),
+            calls_max=defaults.calls_max,
+        )
+
+    async def _admit_session(self, session: Session) -> Session:
+        """The cgroup stands; opens the sockets and lets the session in, or takes everything back."""
+        self._opening.add(session.name)
+        try:
+            if self._doors is not None:
+                await self._doors.open(session)
+        except BaseException:
+            await self._host.close_session(session.name)
+            raise
+        finally:
+            self._opening.discard(session.name)
+        self._ledger.add_session(session)
+        self.counters.session_opened()
+        self._say(FeedbackKind.SESSION, session.name, "Session opened.")
+        return session
+
+    def place_agent(self, name: str, process: ProcessRef) -> Session:
+        """Moves a process of the operator's choice into the session's agent leaf."""
+        session = self._open_session(name)
+        found = self._host.open_process(session, process)
+        try:
+            location = self._host.locate(found.pid)
+            if location.session not in ("", name):
+                raise RequestError(
+                    Kind.STATE,
+                    f"process {process.pid} belongs to session {location.session!r} already",
+                    "",
+                    "process",
+                )
+            self._host.place_agent(name, found.pid)
+        finally:
+            self._host.forget_process(found.pidfd)
+        return session
+
+    def _open_session(self, name: str) -> Session:
+        session = self._ledger.session(name)
+        if session.state is SessionState.CLOSING:
+            raise RequestError(Kind.STATE, f"session {name!r} is being removed", "", "name")
+        return session
+
+    # ---- changing
+
+    def update_session(self, name: str, request: BudgetRequest, priority: Priority | None) -> Session:
+        session = self._open_session(name)
+        host = self._host_view()
+        old = session.budget
+        if priority is not None and request.cpu_weight is None:
+            request = dataclasses.replace(request, cpu_weight=PRIORITY_WEIGHT[priority])
+        budget = resize.decide_budget(request, old, host)
+        resize.check_shrink(budget, old, session.memory_reserved_bytes, self.session_usage(session), host)
+        self._host.apply_budget(session, budget)
+        self._ledger.rebudget(session, budget.agent_memory_bytes)
+        session.budget = budget
+        session.priority = priority or session.priority
+        self._say(
+            FeedbackKind.SESSION,
+            name,
+            f"The operator changed the session's limits: {budget.memory_max_bytes >> 20} MiB in all.",
+        )
+        return session
+
+    def freeze_session(self, name: str, reason: str, include_agent: bool) -> Session:
+        session = self._open_session(name)
+        self._host.freeze_session(name, True, include_agent)
+        session.state = SessionState.FROZEN
+        self._say(
+            FeedbackKind.FROZEN,
+            name,
+            f"The operator froze the session{': ' + reason if reason else ''}; nothing is lost.",
+        )
+        return session
+
+    def thaw_session(self, name: str) -> Session:
+        session = self._open_session(name)
+        self._host.freeze_session(name, False, True)
+        session.state = SessionState.OPEN
+        self._say(FeedbackKind.THAWED, name, "The operator thawed the session.")
+        return session
+
+    # ---- ending
+
+    async def kill_session(self, name: str, reason: str, include_agent: bool) -> int:
+        """Kills the session's calls, and its agent runtime when asked; how many calls."""
+        session = self._open_session(name)
+        killed = await self._end_calls(session, KillReason.OPERATOR, reason)
+        if include_agent:
+            self._host.kill_agent(name)
+        return killed
+
+    async def _end_calls(self, session: Session, why: KillReason, note: str = "") -> int:
+        begun = [call for call in session.calls.values() if call.started_at_ns is not None]
+        for call in list(session.calls.values()):
+            if not call.parent_id or call.state is CallState.DECLARED:
+                self._kill(call, why, note)
+        for call in begun:
+            life = self._lives.get(call.id)
+            if life is not None:
+                await life.ended.wait()
+        return len(begun)
+
+    async def remove_session(self, name: str, reason: str) -> None:
+        await self._close_session(self._open_session(name), KillReason.SESSION_END, reason)
+
+    async def _close_session(self, session: Session, why: KillReason, note: str) -> None:
+        self._refuse_new_calls(session)
+        await self._end_calls(session, why, note)
+        self._say(FeedbackKind.SESSION, session.name, f"Session ended{': ' + note if note else ''}.")
+        self.feed.end_session(session.name)
+        if self._doors is not None:
+            await self._doors.close(session.name)
+        await self._host.close_session(session.name)
+        self._ledger.remove_session(session)
+        self.counters.session_closed()
+
+    async def close(self) -> None:
+        """A clean stop: every session ends, as its sockets do. (A daemon that is killed leaves cgroups and limits in force.)"""
+        for session in self.sessions():
+            if session.state is not SessionState.CLOSING:
+                await self._close_session(session, KillReason.SESSION_END, "the daemon is stopping")
+        await self.settle()
+
+    # ---- what the machine tells
+
+    def agent_gone(self, session: str) -> None:
+        found = self._ledger.sessions.get(session)
+        if found is not None and found.ends_with_agent and found.state is not SessionState.CLOSING:
+            found.state = SessionState.CLOSING
+            self._spawn(self._close_session(found, KillReason.SESSION_END, "its agent has ended"))
+
+    def session_gone(self, session: str) -> None:
+        found = self._ledger.sessions.get(session)
+        if found is not None and found.state is not SessionState.CLOSING:
+            found.state = SessionState.CLOSING
+            self._spawn(self._close_session(found, KillReason.SESSION_END, "its container has ended"))

@@ -1,0 +1,365 @@
+"""The real machine: cgroups, processes and their ends, behind the Protocol `Host`."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from agentcgroup.cgroups import files
+from agentcgroup.cgroups.cgroup import Cgroup
+from agentcgroup.cgroups.errors import CgroupError, CgroupGone, ProcessGone
+from agentcgroup.cgroups.membership import cgroup_of
+from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
+from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.host import processes
+from agentcgroup.daemon.host.exits import ExitWatch
+from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, usage_of
+from agentcgroup.daemon.model import (
+    Budget,
+    CallLimits,
+    Capability,
+    ExitStatus,
+    OomCounters,
+    ProcessRef,
+    Session,
+    Tier,
+    ToolCall,
+    Usage,
+)
+from agentcgroup.daemon.ports import HostListener, Location, Process
+
+log = logging.getLogger("agentcgroup.host")
+
+_REMOVE_DEADLINE_S: Final = 10.0
+
+
+@contextlib.contextmanager
+def _kernel(doing: str) -> Iterator[None]:
+    """Turns what the kernel refuses into a RequestError that says what was being done."""
+    try:
+        yield
+    except ProcessGone as error:
+        raise RequestError(
+            Kind.NOT_FOUND, f"{doing}: the process has ended", "start it again", "process"
+        ) from error
+    except CgroupError as error:
+        raise RequestError(
+            Kind.HOST, f"{doing}: {error}", "`agentcg check` shows what this host can do"
+        ) from error
+
+
+class LinuxHost:
+    """Sessions and calls as cgroups under one root. Lives on the event loop; file operations are short and synchronous."""
+
+    def __init__(
+        self, config: Config, root: Cgroup, mount: Path, controllers: frozenset[str], capabilities: tuple[Capability, ...],
+        tier: Tier,
+    ) -> None:  # fmt: skip
+        """`root` is prepared (see host.prepare): `controllers` are enabled for its children."""
+        self._root = root
+        self._mount = os.fspath(mount)
+        self._controllers = controllers
+        self.capabilities = capabilities
+        self.tier = tier
+        self.not_enforced = _not_enforced(controllers)
+        memory = psutil.virtual_memory().total
+        self.memory_capacity_bytes = config.host.memory or max(0, memory - config.host.memory_reserve)
+        online_milli = 1000 * len(os.sched_getaffinity(0))
+        self.cpu_capacity_milli = min(config.host.cpu, online_milli) if config.host.cpu else online_milli
+        self._oom_score_adj = config.call.oom_score_adj
+        self._sessions: dict[str, SessionGroup] = {}
+        self._adopted: dict[str, str] = {}  # cgroup path, as in /proc/PID/cgroup, of a container -> session
+        self._calls: dict[str, CallGroup] = {}
+        self._call_session: dict[str, str] = {}
+        self._exits = ExitWatch()
+        self._events = EventWatch()
+        self._watched: dict[int, Callable[[], None]] = {}
+        self._watch_of_call: dict[str, int] = {}
+        self._listener: HostListener | None = None
+        self._self = psutil.Process()
+        asyncio.get_running_loop().add_reader(self._events.fileno(), self._on_events)
+
+    @property
+    def cgroup_root(self) -> str:
+        return self._relative(self._root)
+
+    def _relative(self, cgroup: Cgroup) -> str:
+        return cgroup.path.removeprefix(self._mount) or "/"
+
+    def listen(self, listener: HostListener) -> None:
+        self._listener = listener
+
+    def close(self) -> None:
+        """Lets go of descriptors; cgroups and limits stay."""
+        asyncio.get_running_loop().remove_reader(self._events.fileno())
+        self._events.close()
+        self._exits.close()
+        for group in self._sessions.values():
+            group.close()
+        self._root.close()
+
+    # ---- sessions
+
+    def open_session(self, session: Session) -> str:
+        with _kernel(f"making the cgroups of session {session.name}"):
+            group = SessionGroup.create(self._root, session.name, session.budget, self._controllers)
+        return self._enter(session, group)
+
+    def adopt_session(self, session: Session, cgroup_path: str) -> str:
+        with _kernel(f"taking over the container's cgroup {cgroup_path}"):
+            cgroup = Cgroup.open(f"{self._mount}/{cgroup_path.strip('/')}")
+            group = SessionGroup.adopt(cgroup, session.budget, self._controllers)
+        self._adopted[self._relative(cgroup)] = session.name
+        return self._enter(session, group)
+
+    def _enter(self, session: Session, group: SessionGroup) -> str:
+        self._sessions[session.name] = group
+        self._protect_agents()
+        if session.ends_with_agent or group.is_adopted:
+            self._watch_agent(session.name, group)
+        return self._relative(group.cgroup)
+
+    def _protect_agents(self) -> None:
+        """The root's memory.min is the sum of the agents', without which reclaim from outside would not heed theirs."""
+        total = 0
+        for group in self._sessions.values():
+            own = group.agent.read(files.MEMORY_MIN)
+            total += own if isinstance(own, int) else 0
+        self._root.write_if_present(files.MEMORY_MIN, total)
+
+    def _watch_agent(self, name: str, group: SessionGroup) -> None:
+        seen_populated = group.agent.is_populated()
+
+        def changed() -> None:
+            nonlocal seen_populated
+            try:
+                populated = group.agent.is_populated()
+            except CgroupGone:
+                populated = False
+            if populated:
+                seen_populated = True
+            elif seen_populated and self._listener is not None:
+                seen_populated = False
+                if group.is_adopted:
+                    self._listener.session_gone(name)
+                else:
+                    self._listener.agent_gone(name)
+
+        self._watched[self._events.add(group.agent, files.CGROUP_EVENTS)] = changed
+
+    def apply_budget(self, session: Session, budget: Budget) -> None:
+        with _kernel(f"changing the limits of session {session.name}"):
+            self._sessions[session.name].apply(budget, session.budget)
+            self._protect_agents()
+
+    def place_agent(self, session: str, pid: int) -> None:
+        with _kernel(f"moving process {pid} into session {session}"):
+            self._sessions[session].agent.place(pid)
+
+    def session_usage(self, session: str) -> Usage:
+        group = self._sessions.get(session)
+        return usage_of(group.cgroup) if group else Usage()
+
+    def freeze_session(self, session: str, frozen: bool, include_agent: bool) -> None:
+        with _kernel(f"{'freezing' if frozen else 'thawing'} session {session}"):
+            self._sessions[session].freeze(frozen, include_agent)
+
+    def kill_agent(self, session: str) -> None:
+        with _kernel(f"killing the agent of session {session}"):
+            self._sessions[session].agent.kill()
+
+    async def close_session(self, session: str) -> None:
+        group = self._sessions.pop(session, None)
+        if group is None:
+            return
+        self._adopted = {path: name for path, name in self._adopted.items() if name != session}
+        if not await _until(group.try_remove, _REMOVE_DEADLINE_S):
+            log.warning(
+                "session %s: %s cannot be removed: processes in it do not die", session, group.cgroup.path
+            )
+        group.close()
+        self._protect_agents()
+
+    # ---- calls
+
+    def create_call(self, call: ToolCall) -> str:
+        with _kernel(f"making the cgroup of call {call.id}"):
+            parent = self._calls[call.parent_id] if call.parent_id else None
+            inside = parent.split(self._controllers) if parent else self._sessions[call.session].calls
+            group = CallGroup(inside.create_child(call.id), parent)
+            self._calls[call.id] = group
+            self._call_session[call.id] = call.session
+            group.apply(call.limits)
+            if call.limits.memory_high_bytes is not None:
+                self._watch_memory(call.id, group)
+        return self._relative(group.cgroup)
+
+    def _watch_memory(self, call_id: str, group: CallGroup) -> None:
+        if group.cgroup.read(files.MEMORY_EVENTS) is None:
+            return
+        seen = 0
+
+        def changed() -> None:
+            nonlocal seen
+            try:
+                events = group.cgroup.read(files.MEMORY_EVENTS)
+            except CgroupGone:
+                return
+            if events and events.high and events.high > seen:
+                seen = events.high
+                if self._listener is not None:
+                    self._listener.memory_throttled(call_id)
+
+        watch_id = self._events.add(group.cgroup, files.MEMORY_EVENTS)
+        self._watched[watch_id] = changed
+        self._watch_of_call[call_id] = watch_id
+
+    def apply_limits(self, call: ToolCall, limits: CallLimits) -> None:
+        with _kernel(f"changing the limits of call {call.id}"):
+            self._calls[call.id].apply(limits, call.limits)
+
+    def place(self, call_id: str, pid: int) -> None:
+        with _kernel(f"moving process {pid} into call {call_id}"):
+            self._calls[call_id].place(pid)
+        processes.prefer_as_victim(pid, self._oom_score_adj)
+
+    def freeze_call(self, call_id: str, frozen: bool) -> None:
+        with _kernel(f"{'freezing' if frozen else 'thawing'} call {call_id}"):
+            cgroup = self._calls[call_id].cgroup
+            if frozen:
+                cgroup.freeze()
+            else:
+                cgroup.thaw()
+
+    def call_usage(self, call_id: str) -> Usage:
+        group = self._calls.get(call_id)
+        return usage_of(group.cgroup) if group else Usage()
+
+    def oom_counters(self, call_id: str) -> OomCounters:
+        group = self._calls.get(call_id)
+        session = self._sessions.get(self._call_session.get(call_id, ""))
+        return group.oom_counters(session) if group and session else OomCounters()
+
+    def kill_call(self, call_id: str) -> int:
+        group = self._calls.get(call_id)
+        return group.kill() if group else 0
+
+    async def drained(self, call_id: str, deadline_s: float) -> bool:
+        group = self._calls.get(call_id)
+        return group is None or await _until(lambda: not _is_populated(group.cgroup), deadline_s)
+
+    def remove_call(self, call_id: str) -> bool:
+        group = self._calls.pop(call_id, None)
+        self._call_session.pop(call_id, None)
+        watch_id = self._watch_of_call.pop(call_id, None)
+        if watch_id is not None:
+            self._watched.pop(watch_id, None)
+            self._events.remove(watch_id)
+        return group is None or group.remove()
+
+    # ---- processes
+
+    def open_process(self, session: Session, process: ProcessRef) -> Process:
+        group = self._sessions.get(session.name)
+        inside = group.cgroup.all_process_ids() if group and group.is_adopted else None
+        return processes.hold(process, inside)
+
+    def locate(self, pid: int) -> Location:
+        try:
+            path = cgroup_of(pid)
+        except ProcessGone:
+            return Location()
+        root = self.cgroup_root
+        session = ""
+        if path.startswith(root + "/"):
+            session = path[len(root) + 1 :].partition("/")[0]
+        else:
+            for adopted, name in self._adopted.items():
+                if path == adopted or path.startswith(adopted + "/"):
+                    session = name
+        if session not in self._sessions:
+            return Location()
+        # The innermost call of the path; a nested call's parent stands before it.
+        for part in reversed(path.split("/")):
+            if self._call_session.get(part) == session:
+                return Location(session, part)
+        return Location(session)
+
+    def watch_process(
+        self, pidfd: int, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
+    ) -> None:
+        def known(status: ExitStatus) -> None:
+            os.close(pidfd)
+            on_status(status)
+
+        self._exits.watch(pidfd, on_exit, known)
+
+    def forget_process(self, pidfd: int) -> None:
+        self._exits.forget(pidfd)
+        os.close(pidfd)
+
+    # ---- the daemon itself
+
+    def memory_current_bytes(self) -> int | None:
+        return self._root.read(files.MEMORY_CURRENT)
+
+    def daemon_usage(self) -> tuple[Usage, int]:
+        cpu = self._self.cpu_times()
+        user_us, system_us = int(cpu.user * 1e6), int(cpu.system * 1e6)
+        rss_bytes = self._self.memory_info().rss
+        return Usage(
+            cpu_usage_us=user_us + system_us, cpu_user_us=user_us, cpu_system_us=system_us
+        ), rss_bytes
+
+    # ---- events
+
+    def _on_events(self) -> None:
+        for event in self._events.read():
+            if event.kind is WatchEventKind.OVERFLOW:
+                actions = list(self._watched.values())
+            else:
+                action = self._watched.get(event.watch_id)
+                actions = [action] if action else []
+                if event.kind is WatchEventKind.GONE:
+                    self._watched.pop(event.watch_id, None)
+            for action in actions:
+                action()
+
+
+def _not_enforced(controllers: frozenset[str]) -> tuple[str, ...]:
+    fields = {
+        "memory": ("memory_max_bytes", "memory_high_bytes", "swap_max_bytes"),
+        "cpu": ("cpu_milli", "cpu_weight"),
+        "pids": ("pids_max",),
+    }
+    return tuple(
+        f"{name}: no {controller} controller in cgroup v2 on this host"
+        for controller, names in fields.items()
+        if controller not in controllers
+        for name in names
+    )
+
+
+def _is_populated(cgroup: Cgroup) -> bool:
+    try:
+        return cgroup.is_populated()
+    except CgroupGone:
+        return False
+
+
+async def _until(done: Callable[[], bool], deadline_s: float) -> bool:
+    """Tries until `done`; killed processes are gone within a millisecond, so the first pauses are short."""
+    pause_s, waited_s = 0.0005, 0.0
+    while not done():
+        if waited_s >= deadline_s:
+            return False
+        await asyncio.sleep(pause_s)
+        waited_s += pause_s
+        pause_s = min(pause_s * 2, 0.1)
+    return True

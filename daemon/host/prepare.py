@@ -1,0 +1,103 @@
+"""The ground the sessions stand on: the root cgroup with its controllers, found or made before the daemon serves anybody."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from agentcgroup.cgroups import files
+from agentcgroup.cgroups.cgroup import Cgroup
+from agentcgroup.cgroups.errors import CgroupError, CgroupExists
+from agentcgroup.cgroups.membership import find_mount
+from agentcgroup.cgroups.values import MAX, CpuMax
+from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.host.groups import AGENT, CONTROLLERS
+
+log = logging.getLogger("agentcgroup.host")
+
+DEFAULT_ROOT: Final = "agentcgroup.slice"
+
+
+class HostUnfit(Exception):
+    """This host cannot run the daemon as configured; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """The root cgroup, held; `controllers` are enabled for its children."""
+
+    root: Cgroup
+    mount: Path
+    controllers: frozenset[str]
+
+
+def prepare(config: Config) -> Ground:
+    """Finds or makes the root and enables what there is of memory, cpu and pids down to it. Raises HostUnfit."""
+    try:
+        mount = find_mount()
+        if mount.is_read_only:
+            raise HostUnfit(f"{mount.path} is mounted read-only: remount it read-write, or run the daemon on the host")
+        path = (config.host.cgroup_root or DEFAULT_ROOT).strip("/")
+        root = _descend(Cgroup.open(mount.path), path)
+        available = root.read(files.CGROUP_CONTROLLERS) or frozenset()
+        controllers = CONTROLLERS & available
+        root.enable_controllers(controllers)
+    except CgroupError as error:
+        raise HostUnfit(
+            f"{error}. The daemon needs to be root on a host with a writable cgroup v2 hierarchy (`agentcgroupd --check-host`)"
+        ) from error
+    missing = CONTROLLERS - controllers
+    if missing and config.host.unenforced == "refuse":
+        raise HostUnfit(
+            f"cgroup v2 at {mount.path} offers no {', '.join(sorted(missing))} controller"
+            + (" (they are bound to cgroup v1: boot with cgroup_no_v1=all)" if mount.is_hybrid else "")
+            + '. To run without these limits all the same, set host.unenforced = "run"'
+        )
+    if missing:
+        log.warning("not enforced on this host: %s (no such controllers in cgroup v2)", ", ".join(sorted(missing)))
+    return Ground(root, mount.path, controllers)
+
+
+def _descend(top: Cgroup, path: str) -> Cgroup:
+    """Opens or makes every cgroup of `path`, passing the controllers down."""
+    for name in path.split("/"):
+        available = top.read(files.CGROUP_CONTROLLERS) or frozenset()
+        enabled = top.read(files.CGROUP_SUBTREE_CONTROL) or frozenset()
+        wanted = (CONTROLLERS & available) - enabled
+        if wanted:
+            top.enable_controllers(wanted)
+        try:
+            child = top.create_child(name)
+        except CgroupExists:
+            child = top.open_child(name)
+        top.close()
+        top = child
+    return top
+
+
+def limit_root(root: Cgroup, memory_capacity_bytes: int, config: Config) -> None:
+    """What all sessions together may use: admission keeps to it, and so does the kernel."""
+    root.write_if_present(files.MEMORY_MAX, memory_capacity_bytes)
+    root.write_if_present(files.PIDS_MAX, config.host.pids_max)
+    cpu = config.host.cpu
+    root.write_if_present(files.CPU_MAX, CpuMax(cpu * 100, 100_000) if cpu else CpuMax(MAX, 100_000))
+
+
+def sweep(root: Cgroup) -> None:
+    """Removes what an earlier daemon left: sessions without a live agent go, with what their calls left running.
+
+    A session whose agent is alive is left alone: its limits hold, but this daemon does not follow it.
+    """
+    for name in root.child_names():
+        with root.open_child(name) as session:
+            if AGENT not in session.child_names():
+                if not session.is_populated():
+                    session.try_remove_tree()
+                continue
+            with session.open_child(AGENT) as agent:
+                alive = agent.is_populated()
+            if alive:
+                log.warning("session %s of an earlier daemon still has its agent: its limits hold, it is not followed", name)
+            else:
+                log.info("removing session %s of an earlier daemon: its agent has ended", name)
+                session.remove_tree(5.0)

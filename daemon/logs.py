@@ -1,0 +1,40 @@
+"""Logs on standard error: one line a decision, with journald priorities as text, or one JSON object a line."""
+
+import json
+import logging
+import sys
+from typing import Final
+
+# sd-daemon(3): "<N>" at the head of a line is its priority.
+_PRIORITY: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_FIELDS: Final = ("session", "call_id", "kind")
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        # A line break in a caller's text must not begin a line of its own making.
+        return f"<{_PRIORITY.get(record.levelno, 6)}>" + text.replace("\n", "\n\t")
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, object] = {
+            "at": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry |= {field: value for field in _FIELDS if (value := getattr(record, field, None))}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+def configure(level: str, log_format: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if log_format == "json" else _Text("%(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # These two speak of their own inner life at info.
+    for name in ("grpc", "docker", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,270 @@
+"""Admission: an intent and what is free become limits, or a refusal that says what would be granted.
+
+Memory is two numbers. What a call *needs* (`memory_bytes`) is reserved for it: the needs of all calls fit into the session
+and, with the agents' shares, into the host. What a call may *reach* (`memory_max_bytes`) is its cap: caps may overlap,
+because bursts are short and rarely meet, but none exceeds what its session's calls may use together. CPU and pids are
+caps throughout.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from agentcgroup.daemon.model import (
+    Budget,
+    CallLimits,
+    Decision,
+    Intent,
+    OnExceed,
+    Reason,
+    SessionState,
+    Trim,
+)
+from agentcgroup.proto.quantity import format_cpu, format_size
+
+# Below this a call could not even load a shell and a compiler; an undeclared call is not begun with less.
+LEAST_MEMORY_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class CallDefaults:
+    """What a call gets that declares nothing. `memory_max_bytes` None: all that its surroundings allow."""
+
+    memory_bytes: int
+    memory_max_bytes: int | None
+    pids_max: int
+    deadline_ms: int | None
+    on_exceed: OnExceed
+    throttle_limit_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    state: SessionState
+    budget: Budget
+    memory_reserved_bytes: int
+    calls_live: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    memory_capacity_bytes: int
+    memory_reserved_bytes: int
+    cpu_capacity_milli: int
+    calls_live: int
+    calls_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParentView:
+    """The call around a nested call."""
+
+    id: str
+    memory_max_bytes: int | None
+    memory_reserved_bytes: int
+    cpu_milli: int | None
+    pids_max: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """The decision about one intent; `limits` is None exactly when it is refused."""
+
+    decision: Decision
+    message: str
+    limits: CallLimits | None = None
+    trims: tuple[Trim, ...] = ()
+    reason: Reason | None = None
+    suggestion: str = ""
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Memory at the tightest level around the call."""
+
+    free_bytes: int
+    total_bytes: int
+    reason: Reason
+    place: str
+
+
+def _refused(reason: Reason, message: str, suggestion: str) -> Ruling:
+    return Ruling(Decision.REFUSED, message, reason=reason, suggestion=suggestion)
+
+
+def _closed(session: SessionView, host: HostView) -> Ruling | None:
+    if session.state is SessionState.CLOSING:
+        return _refused(Reason.SESSION_CLOSING, "Refused: the session is being removed.", "")
+    if session.calls_live >= session.budget.calls_max:
+        return _refused(
+            Reason.SESSION_CALLS,
+            f"Refused: {session.calls_live} calls are live in this session, its limit.",
+            "Wait for one to end (`agentcg call tree`), then declare again.",
+        )
+    if host.calls_live >= host.calls_max:
+        return _refused(
+            Reason.HOST_CALLS,
+            f"Refused: {host.calls_live} calls are live on this host, its limit.",
+            "Declare again in a few seconds.",
+        )
+    return None
+
+
+def _memory_room(session: SessionView, host: HostView, parent: ParentView | None) -> _Room:
+    budget = session.budget
+    levels = [
+        _Room(
+            budget.calls_memory_bytes - session.memory_reserved_bytes,
+            budget.calls_memory_bytes,
+            Reason.SESSION_MEMORY,
+            "this session's calls",
+        ),
+        _Room(
+            host.memory_capacity_bytes - host.memory_reserved_bytes,
+            host.memory_capacity_bytes,
+            Reason.HOST_MEMORY,
+            "all sessions on this host",
+        ),
+    ]
+    if parent is not None:
+        # What a nested call needs is part of what its parent has reserved, so only the parent's cap bounds it.
+        total = min(parent.memory_max_bytes or budget.calls_memory_bytes, budget.calls_memory_bytes)
+        levels = [
+            _Room(
+                total - parent.memory_reserved_bytes,
+                total,
+                Reason.PARENT_CALL,
+                f"call {parent.id} around it",
+            )
+        ]
+    return min(levels, key=lambda level: level.free_bytes)
+
+
+def memory_available_bytes(session: SessionView, host: HostView, parent: ParentView | None = None) -> int:
+    """What one more call could reserve now."""
+    return max(0, _memory_room(session, host, parent).free_bytes)
+
+
+def _refused_memory(need_bytes: int, room: _Room) -> Ruling:
+    free = max(0, room.free_bytes)
+    message = (
+        f"Refused: the call needs {format_size(need_bytes)}, but of the {format_size(room.total_bytes)} for {room.place} "
+        f"{format_size(free)} are free now."
+    )
+    if need_bytes > room.total_bytes:
+        suggestion = f"It can never fit here: need at most {format_size(room.total_bytes)}, or ask the operator for a larger budget."
+    elif free >= LEAST_MEMORY_BYTES:
+        suggestion = (
+            f"Declare --memory {free >> 20}M or less (fewer tests at a time, a smaller batch, a file streamed instead of "
+            "loaded), or wait for a running call to end and declare again."
+        )
+    else:
+        suggestion = "Wait for a running call to end (`agentcg call tree` shows them) and declare again."
+    return _refused(room.reason, message, suggestion)
+
+
+def _cap(
+    name: str, asked: int | None, levels: list[tuple[int | None, Reason]]
+) -> tuple[int | None, Trim | None]:
+    """The least of what was asked and what each level allows; a Trim when that is less than asked."""
+    bounds = [(bound, reason) for bound, reason in levels if bound is not None]
+    least, reason = min(bounds, key=lambda level: level[0]) if bounds else (None, None)
+    if asked is None:
+        return None, None
+    if least is None or reason is None or asked <= least:
+        return asked, None
+    return least, Trim(name, asked, least, reason)
+
+
+def _trim_text(trim: Trim) -> str:
+    shown = {"memory_max_bytes": format_size, "cpu_milli": format_cpu}.get(trim.field, str)
+    option = {"memory_max_bytes": "memory-max", "cpu_milli": "cpu", "pids_max": "pids"}[trim.field]
+    return f"{option} {shown(trim.granted)} instead of {shown(trim.asked)} ({trim.reason.replace('_', ' ')})"
+
+
+def admit(
+    intent: Intent, session: SessionView, host: HostView, parent: ParentView | None, defaults: CallDefaults
+) -> Ruling:
+    """Rules on `intent`, which has passed `policy.intent.check`. Never promises more than session, host or parent have."""
+    closed = _closed(session, host)
+    if closed is not None:
+        return closed
+    room = _memory_room(session, host, parent)
+    declared_max = intent.memory_max_bytes
+    if intent.memory_bytes is not None:
+        need = intent.memory_bytes
+    else:
+        need = min(
+            defaults.memory_bytes,
+            declared_max or defaults.memory_bytes,
+            max(room.free_bytes, LEAST_MEMORY_BYTES),
+        )
+    if need > room.free_bytes:
+        return _refused_memory(need, room)
+
+    budget = session.budget
+    parent_max = parent.memory_max_bytes if parent else None
+    reach, memory_trim = _cap(
+        "memory_max_bytes",
+        declared_max,
+        [
+            (budget.calls_memory_bytes, Reason.SESSION_MEMORY),
+            (host.memory_capacity_bytes, Reason.HOST_MEMORY),
+            (parent_max, Reason.PARENT_CALL),
+        ],
+    )
+    if reach is None:
+        bounds = [
+            budget.calls_memory_bytes,
+            host.memory_capacity_bytes,
+            parent_max,
+            defaults.memory_max_bytes,
+        ]
+        reach = max(need, min(bound for bound in bounds if bound is not None))
+    cpu, cpu_trim = _cap(
+        "cpu_milli",
+        intent.cpu_milli,
+        [
+            (budget.cpu_milli, Reason.SESSION_CPU),
+            (host.cpu_capacity_milli, Reason.HOST_CPU),
+            (parent.cpu_milli if parent else None, Reason.PARENT_CALL),
+        ],
+    )
+    pids_levels = [
+        (budget.pids_max, Reason.SESSION_PIDS),
+        (parent.pids_max if parent else None, Reason.PARENT_CALL),
+    ]
+    pids, pids_trim = _cap("pids_max", intent.pids_max, pids_levels)
+    if pids is None:
+        pids = min([defaults.pids_max, *(bound for bound, _ in pids_levels if bound is not None)])
+
+    on_exceed = intent.on_exceed or defaults.on_exceed
+    throttles = on_exceed is OnExceed.THROTTLE
+    limits = CallLimits(
+        memory_bytes=need,
+        memory_max_bytes=reach,
+        memory_high_bytes=need if throttles and need < reach else None,
+        swap_max_bytes=budget.swap_max_bytes,
+        cpu_milli=cpu,
+        cpu_weight=intent.cpu_weight or 100,
+        pids_max=pids,
+        deadline_ms=intent.deadline_ms or defaults.deadline_ms,
+        throttle_limit_ms=(intent.throttle_limit_ms or defaults.throttle_limit_ms) if throttles else None,
+    )
+    trims = tuple(trim for trim in (memory_trim, cpu_trim, pids_trim) if trim is not None)
+    notices = ()
+    if on_exceed is OnExceed.EXTEND:
+        notices = ("on-exceed extend: this daemon does not grow limits by itself yet; the call is stopped at its maximum "
+                   "(`agentcg call set` raises the limit of a running call).",)  # fmt: skip
+    granted = f"{format_size(need)} reserved, stopped at {format_size(reach)}"
+    if not trims:
+        return Ruling(Decision.GRANTED, f"Granted: {granted}.", limits, notices=notices)
+    return Ruling(
+        Decision.TRIMMED,
+        f"Granted with less than asked: {'; '.join(map(_trim_text, trims))}. {granted}.",
+        limits,
+        trims,
+        trims[0].reason,
+        "Fit the call to these limits, or ask the operator for a larger budget.",
+        notices,
+    )

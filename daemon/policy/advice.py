@@ -1,0 +1,125 @@
+"""Words for the agent: what happened to its call and what to do next, with the numbers that decide it.
+
+An agent reads this in the middle of its work, so: first the fact and its cause, then one concrete step with a command or a
+figure in it. Calm ends get no advice.
+"""
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from agentcgroup.daemon.model import CallLimits, ExitStatus, Usage, Verdict
+from agentcgroup.proto.quantity import format_duration, format_size
+
+
+@dataclass(frozen=True, slots=True)
+class EndedCall:
+    """The facts a report is worded from."""
+
+    verdict: Verdict
+    status: ExitStatus
+    usage: Usage
+    limits: CallLimits
+    duration_ms: int
+    leftover_processes: int
+    kill_note: str
+    memory_grantable_bytes: int
+    session_memory_bytes: int
+
+
+def _peak(call: EndedCall) -> str:
+    peak = call.usage.memory_peak_bytes
+    return f" (peak {format_size(peak)})" if peak is not None else ""
+
+
+def _more_memory(call: EndedCall) -> str:
+    now = call.limits.memory_max_bytes or 0
+    wanted = 2 * now
+    less = "need less at a time: run fewer tests, use fewer parallel jobs, stream the file instead of loading it"
+    if call.memory_grantable_bytes >= wanted > 0:
+        return f"Declare more, for example --memory {wanted >> 20}M --memory-max {wanted >> 20}M ({format_size(call.memory_grantable_bytes)} can be granted now), or {less}."
+    if call.memory_grantable_bytes > now:
+        return f"At most --memory-max {call.memory_grantable_bytes >> 20}M can be granted now; otherwise {less}."
+    return f"No more can be granted now; {less[0].upper()}{less[1:]}, or wait for other calls to end."
+
+
+def _message(call: EndedCall) -> str:
+    limits, took = call.limits, format_duration(call.duration_ms)
+    limit = format_size(limits.memory_max_bytes) if limits.memory_max_bytes is not None else "its limit"
+    match call.verdict:
+        case Verdict.OK:
+            return f"Ended well after {took}{_peak(call)}."
+        case Verdict.EXIT_CODE:
+            return f"Ended by itself with exit status {call.status.exit_code} after {took}{_peak(call)}; no limit was involved."
+        case Verdict.MEMORY_LIMIT_CALL:
+            return f"Killed by the kernel: the call reached its own memory limit of {limit}{_peak(call)} after {took}. Only this call was stopped."
+        case Verdict.MEMORY_LIMIT_SESSION:
+            return (
+                f"Killed by the kernel: the calls of this session together reached {format_size(call.session_memory_bytes)}, "
+                f"and this one was chosen{_peak(call)} after {took}."
+            )
+        case Verdict.MEMORY_LIMIT_HOST:
+            return f"Killed by the kernel: the host ran out of memory, and this call was chosen{_peak(call)} after {took}."
+        case Verdict.PIDS_LIMIT:
+            return (
+                f"Ended with exit status {call.status.exit_code} after the kernel refused {call.usage.pids_max_events} times to start another "
+                f"process: the call may have {limits.pids_max} processes and threads."
+            )
+        case Verdict.DEADLINE:
+            return f"Stopped at its deadline of {format_duration(limits.deadline_ms or call.duration_ms)}{_peak(call)}."
+        case Verdict.THROTTLE_LIMIT:
+            high = format_size(limits.memory_high_bytes or limits.memory_bytes)
+            return f"Stopped: it stayed over {high} for {format_duration(limits.throttle_limit_ms or 0)} while being throttled{_peak(call)}."
+        case Verdict.OPERATOR:
+            return f"Stopped by the operator{': ' + call.kill_note if call.kill_note else ''} after {took}."
+        case Verdict.SESSION_END:
+            return f"Stopped because its session ended, after {took}."
+        case Verdict.PARENT_END:
+            return f"Stopped because the call around it ended, after {took}."
+        case Verdict.SIGNAL:
+            return f"Ended by signal {call.status.signal} after {took}{_peak(call)}; it came neither from a limit nor from this daemon."
+        case Verdict.NOT_BEGUN:
+            return "Never begun: the grant was given back or lapsed."
+        case Verdict.UNKNOWN:
+            return f"Ended after {took}{_peak(call)}; how is not known."
+        case _:
+            assert_never(call.verdict)
+
+
+def _advice(call: EndedCall) -> str:
+    match call.verdict:
+        case Verdict.MEMORY_LIMIT_CALL:
+            return _more_memory(call)
+        case Verdict.MEMORY_LIMIT_SESSION:
+            return "Run fewer calls at once, or declare what each needs (--memory) so that they are admitted only when they fit."
+        case Verdict.MEMORY_LIMIT_HOST:
+            return "Run it again later, and declare what it needs (--memory) so that room is kept for it."
+        case Verdict.PIDS_LIMIT:
+            return f"Use fewer parallel jobs or threads, or declare more, for example --pids {2 * (call.limits.pids_max or 512)}."
+        case Verdict.DEADLINE:
+            return "Do a smaller part of the work per call, or declare a longer --timeout."
+        case Verdict.THROTTLE_LIMIT:
+            return _more_memory(call)
+        case Verdict.OPERATOR | Verdict.SIGNAL:
+            return "If nothing in the command explains it, run it again once."
+        case (
+            Verdict.OK
+            | Verdict.EXIT_CODE
+            | Verdict.SESSION_END
+            | Verdict.PARENT_END
+            | Verdict.NOT_BEGUN
+            | Verdict.UNKNOWN
+        ):
+            return ""
+        case _:
+            assert_never(call.verdict)
+
+
+def word(call: EndedCall) -> tuple[str, str]:
+    """Message and advice for the end of a call; the advice is empty when there is nothing to do."""
+    message, advice = _message(call), _advice(call)
+    if call.leftover_processes:
+        plural = "es" if call.leftover_processes != 1 else ""
+        message += f" {call.leftover_processes} process{plural} it left behind {'were' if plural else 'was'} killed."
+        if call.verdict is Verdict.OK and not advice:
+            advice = "Processes do not outlive their call: run a server as a call of its own and finish it when done."
+    return message, advice

@@ -1,0 +1,138 @@
+"""Changing limits of what lives: a running call's, a session's budget. Never below what is in use now.
+
+Shrinking memory.max under current use would make the kernel kill at once, so it is refused; growing is ruled on as a new
+intent would be.
+"""
+
+import dataclasses
+
+from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.model import Budget, BudgetRequest, CallLimits, Decision, Intent, Usage
+from agentcgroup.daemon.policy.admission import (
+    CallDefaults,
+    HostView,
+    ParentView,
+    Ruling,
+    SessionView,
+    admit,
+)
+from agentcgroup.proto.quantity import format_size
+
+# Use moves while the new limit is being written; keep this much above it.
+_MARGIN_BYTES = 4 << 20
+
+
+def resize(
+    intent: Intent,
+    limits: CallLimits,
+    usage: Usage,
+    session: SessionView,
+    host: HostView,
+    parent: ParentView | None,
+    defaults: CallDefaults,
+) -> Ruling:
+    """Rules on other limits for a live call. The views must not count what the call itself has reserved."""
+    declared_max = intent.memory_max_bytes
+    if declared_max is None and intent.memory_bytes is not None and limits.memory_max_bytes is not None:
+        declared_max = max(limits.memory_max_bytes, intent.memory_bytes)
+    asked = dataclasses.replace(
+        intent,
+        memory_bytes=intent.memory_bytes if intent.memory_bytes is not None else min(
+            limits.memory_bytes, declared_max if declared_max is not None else limits.memory_bytes
+        ),
+        memory_max_bytes=declared_max if declared_max is not None else limits.memory_max_bytes,
+        cpu_milli=intent.cpu_milli or limits.cpu_milli,
+        cpu_weight=intent.cpu_weight or limits.cpu_weight,
+        pids_max=intent.pids_max or limits.pids_max,
+        deadline_ms=intent.deadline_ms or limits.deadline_ms,
+    )  # fmt: skip
+    # The call is live already: it counts against no bound on the number of calls.
+    room = dataclasses.replace(session, calls_live=0)
+    ruling = admit(asked, room, dataclasses.replace(host, calls_live=0), parent, defaults)
+    if ruling.limits is None:
+        return ruling
+    new_max, current = ruling.limits.memory_max_bytes, usage.memory_current_bytes
+    if new_max is not None and current is not None and new_max < current + _MARGIN_BYTES:
+        return Ruling(
+            Decision.REFUSED,
+            f"Refused: the call uses {format_size(current)} now, so a limit of {format_size(new_max)} would kill it.",
+            suggestion=f"Ask for at least --memory-max {(current + _MARGIN_BYTES) // (1 << 20) + 1}M, or let it release memory first.",
+        )
+    kept = dataclasses.replace(
+        ruling.limits,
+        memory_high_bytes=ruling.limits.memory_bytes if limits.memory_high_bytes is not None else None,
+        throttle_limit_ms=limits.throttle_limit_ms,
+        swap_max_bytes=limits.swap_max_bytes,
+    )
+    return dataclasses.replace(ruling, limits=kept)
+
+
+def decide_budget(request: BudgetRequest, base: Budget, host: HostView) -> Budget:
+    """`base` with what the request changes. Raises RequestError(INVALID) when it contradicts itself or the host."""
+    budget = Budget(
+        memory_max_bytes=request.memory_max_bytes
+        if request.memory_max_bytes is not None
+        else base.memory_max_bytes,
+        agent_memory_bytes=request.agent_memory_bytes
+        if request.agent_memory_bytes is not None
+        else base.agent_memory_bytes,
+        swap_max_bytes=request.swap_max_bytes if request.swap_max_bytes is not None else base.swap_max_bytes,
+        cpu_milli=request.cpu_milli if request.cpu_milli is not None else base.cpu_milli,
+        cpu_weight=request.cpu_weight if request.cpu_weight is not None else base.cpu_weight,
+        pids_max=request.pids_max if request.pids_max is not None else base.pids_max,
+        calls_max=request.calls_max if request.calls_max is not None else base.calls_max,
+    )
+    # A small session given without --agent-memory keeps a quarter for its agent rather than being refused.
+    if request.agent_memory_bytes is None and budget.agent_memory_bytes > budget.memory_max_bytes // 4:
+        budget = dataclasses.replace(budget, agent_memory_bytes=budget.memory_max_bytes // 4)
+    if budget.agent_memory_bytes >= budget.memory_max_bytes:
+        raise RequestError(
+            Kind.INVALID,
+            f"the agent's memory of {format_size(budget.agent_memory_bytes)} leaves nothing of the session's "
+            f"{format_size(budget.memory_max_bytes)} for its calls",
+            "ask for a larger --memory or a smaller --agent-memory",
+            "budget.agent_memory_bytes",
+        )
+    if budget.memory_max_bytes > host.memory_capacity_bytes:
+        raise RequestError(
+            Kind.INVALID,
+            f"the session's {format_size(budget.memory_max_bytes)} are more than the "
+            f"{format_size(host.memory_capacity_bytes)} that all sessions of this host may use",
+            "ask for less, or raise host.memory in the configuration",
+            "budget.memory_max_bytes",
+        )
+    return budget
+
+
+def check_shrink(
+    budget: Budget, old: Budget, memory_reserved_bytes: int, usage: Usage, host: HostView
+) -> None:
+    """Raises RequestError(STATE) when the new budget is below what the session uses or has promised."""
+    if budget.calls_memory_bytes < memory_reserved_bytes:
+        raise RequestError(
+            Kind.STATE,
+            f"running calls have reserved {format_size(memory_reserved_bytes)}; the new budget leaves them "
+            f"{format_size(budget.calls_memory_bytes)}",
+            "wait for calls to end or kill some (`agentcg call list`), then change the budget",
+            "budget.memory_max_bytes",
+        )
+    current = usage.memory_current_bytes
+    if (
+        budget.memory_max_bytes < old.memory_max_bytes
+        and current is not None
+        and budget.memory_max_bytes < current + _MARGIN_BYTES
+    ):
+        raise RequestError(
+            Kind.STATE,
+            f"the session uses {format_size(current)} now, so a budget of {format_size(budget.memory_max_bytes)} would kill in it",
+            "ask for more, or free memory first",
+            "budget.memory_max_bytes",
+        )
+    grown = budget.agent_memory_bytes - old.agent_memory_bytes
+    if grown > 0 and host.memory_reserved_bytes + grown > host.memory_capacity_bytes:
+        raise RequestError(
+            Kind.STATE,
+            f"the host has {format_size(max(0, host.memory_capacity_bytes - host.memory_reserved_bytes))} left to promise",
+            "ask for a smaller --agent-memory",
+            "budget.agent_memory_bytes",
+        )

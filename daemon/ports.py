@@ -1,0 +1,142 @@
+"""What the controller needs of the world, as Protocols: the machine, the sockets, the history, the clock.
+
+The controller knows no kernel and no protobuf, and tests drive it with fakes that are real implementations of these.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from agentcgroup.daemon.model import (
+    Budget,
+    CallLimits,
+    Capability,
+    ExitStatus,
+    HistoryEntry,
+    OomCounters,
+    ProcessRef,
+    Session,
+    Tier,
+    ToolCall,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a process lives: in a session's agent leaf (call_id ""), in a call, or outside (session "")."""
+
+    session: str = ""
+    call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process held by a pidfd, so that its pid cannot come to mean another. Whoever gets it closes the pidfd."""
+
+    pid: int
+    pidfd: int
+
+
+class HostListener(Protocol):
+    """What the machine tells the controller, on the event loop."""
+
+    def agent_gone(self, session: str) -> None:
+        """The agent leaf of `session` has become empty."""
+
+    def session_gone(self, session: str) -> None:
+        """The cgroup of `session` has been removed by somebody else: its container has ended."""
+
+    def memory_throttled(self, call_id: str) -> None:
+        """The call has been throttled at memory.high (again)."""
+
+
+class Host(Protocol):
+    """The machine. Every method raises RequestError(HOST) when the kernel would not, with its words."""
+
+    @property
+    def not_enforced(self) -> tuple[str, ...]:
+        """Fields of Limits that this host enforces not, each with the cause."""
+
+    @property
+    def cgroup_root(self) -> str: ...
+    @property
+    def tier(self) -> Tier: ...
+    @property
+    def capabilities(self) -> tuple[Capability, ...]: ...
+    @property
+    def memory_capacity_bytes(self) -> int: ...
+    @property
+    def cpu_capacity_milli(self) -> int: ...
+    def listen(self, listener: HostListener) -> None: ...
+
+    # Sessions
+    def open_session(self, session: Session) -> str:
+        """Makes the session's cgroups with the budget written; returns the path relative to the cgroup2 mount."""
+
+    def adopt_session(self, session: Session, cgroup_path: str) -> str:
+        """The same on an existing cgroup, that of a container: what runs there moves into its agent leaf."""
+
+    def apply_budget(self, session: Session, budget: Budget) -> None:
+        """Writes a changed budget; parents grow before and shrink after their children."""
+
+    def place_agent(self, session: str, pid: int) -> None: ...
+    def session_usage(self, session: str) -> Usage: ...
+    def freeze_session(self, session: str, frozen: bool, include_agent: bool) -> None: ...
+    def kill_agent(self, session: str) -> None: ...
+    async def close_session(self, session: str) -> None:
+        """Kills what is left and removes the session's cgroups (of a container: only those made here)."""
+
+    # Calls
+    def create_call(self, call: ToolCall) -> str:
+        """Makes the call's cgroup, inside its parent's when it has one, with its limits written; returns the path."""
+
+    def apply_limits(self, call: ToolCall, limits: CallLimits) -> None: ...
+    def place(self, call_id: str, pid: int) -> None:
+        """Moves the process with all its threads into the call."""
+
+    def freeze_call(self, call_id: str, frozen: bool) -> None: ...
+    def call_usage(self, call_id: str) -> Usage: ...
+    def oom_counters(self, call_id: str) -> OomCounters: ...
+    def kill_call(self, call_id: str) -> int:
+        """SIGKILL to every process in the call; how many there were."""
+
+    async def drained(self, call_id: str, deadline_s: float) -> bool:
+        """Waits until no process is left in the call; False: the deadline passed first."""
+
+    def remove_call(self, call_id: str) -> bool:
+        """Removes the cgroup; False: it cannot be removed now and the sweep will take it later."""
+
+    # Processes
+    def open_process(self, session: Session, process: ProcessRef) -> Process:
+        """The process the caller means. RequestError: gone, reused, a kernel thread, or not to be touched."""
+
+    def locate(self, pid: int) -> Location: ...
+    def watch_process(
+        self, pidfd: int, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
+    ) -> None:
+        """Takes over `pidfd`. Calls `on_exit` when the process has ended and `on_status` once when it is known how."""
+
+    def forget_process(self, pidfd: int) -> None: ...
+
+    # The daemon itself
+    def memory_current_bytes(self) -> int | None: ...
+    def daemon_usage(self) -> tuple[Usage, int]:
+        """CPU and memory of this process, and its RSS in bytes."""
+
+
+class Doors(Protocol):
+    """The sockets of a session."""
+
+    async def open(self, session: Session) -> None: ...
+    async def close(self, name: str) -> None: ...
+
+
+class History(Protocol):
+    def record(self, entry: HistoryEntry) -> None:
+        """Keeps `entry`; never blocks and never fails: what cannot be kept is counted."""
+
+
+class Clock(Protocol):
+    def now_ns(self) -> int:
+        """Unix time in nanoseconds."""
