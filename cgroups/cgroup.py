@@ -34,18 +34,13 @@ _KILL_ROUNDS: Final = 64
 
 
 class Cgroup:
-    """One cgroup, held open. Use it as a context manager, or :meth:`close` it; closing removes nothing."""
+    """One cgroup, held open. Use it as a context manager, or :meth:`close` it; closing removes nothing.
+
+    ``path`` is the absolute path at which it was opened or made and ``name`` its last part; ``id`` is the
+    kernel's cgroup id, never reused. ``directory`` is the files behind it, for this package.
+    """
 
     __slots__ = ("directory", "id", "name", "path")
-
-    directory: Directory
-    """The files behind it; for this package."""
-    path: str
-    """Absolute path at which it was opened or made."""
-    name: str
-    """Last part of the path."""
-    id: int
-    """The kernel's cgroup id, never reused."""
 
     def __init__(self, directory: Directory) -> None:
         """Wrap an open directory; use :meth:`open` and :meth:`create_child`."""
@@ -152,7 +147,7 @@ class Cgroup:
         file.
         """
         if not self.write_if_present(file, value, nonblocking=nonblocking):
-            raise self._missing(file)
+            raise self.missing(file)
 
     def write_if_present(self, file: InterfaceFile[T], value: T, *, nonblocking: bool = False) -> bool:
         """As :meth:`write`, but False when the file does not exist."""
@@ -165,7 +160,17 @@ class Cgroup:
             return all([self.directory.write(file.name, line, flags) for line in text.splitlines()])
         return self.directory.write(file.name, text, flags)
 
-    def _missing(self, file: InterfaceFile[T]) -> InterfaceMissing:
+    def open_file(self, file: InterfaceFile[T], flags: int) -> int:
+        """A close-on-exec descriptor of an interface file, for those who poll it; the caller closes it."""
+        try:
+            return self.directory.open_file(file.name, flags)
+        except CgroupGone as error:
+            if self.is_alive():
+                raise self.missing(file) from error
+            raise
+
+    def missing(self, file: InterfaceFile[T]) -> InterfaceMissing:
+        """The exception that says why this cgroup does not have ``file``."""
         path = f"{self.path}/{file.name}"
         enabled = self.read(files.CGROUP_CONTROLLERS) or frozenset()
         if file.controller is not None and file.controller not in enabled:
@@ -356,7 +361,7 @@ class Cgroup:
         """Block until no live process is here or below, or time is up. True when it is empty or gone."""
         end = time.monotonic() + timeout_s
         try:
-            fd = self.directory.open_file("cgroup.events", os.O_RDONLY)
+            fd = self.open_file(files.CGROUP_EVENTS, os.O_RDONLY)
         except CgroupGone:
             return True
         poll = select.poll()

@@ -230,9 +230,11 @@ class Directory:
             fd = os.open(name, _OPEN_DIRECTORY, dir_fd=self._fd)
         except OSError as error:
             raise from_os_error(path, "open it", error) from error
-        child = type(self).__new__(type(self))
-        Directory.__init__(child, fd, path, is_cgroup2=self._write_flags == _WRITE)
-        return child
+        return self._hold(fd, path)
+
+    def _hold(self, fd: int, path: str) -> Self:
+        # Where a test double adds what its children need to know.
+        return type(self)(fd, path, is_cgroup2=self._write_flags == _WRITE)
 
     def child_names(self) -> list[str]:
         """The names of the child cgroups, in no order; empty when the cgroup is gone."""
