@@ -11,9 +11,9 @@ from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupError
 from agentcgroup.cgroups.membership import find_mount
-from agentcgroup.daemon.host.capabilities import NAMES, probe
-from agentcgroup.daemon.host.check_host import check_host
-from agentcgroup.daemon.host.trial import CONTROLLERS, nearest_cgroup, try_cgroups
+from agentcgroup.daemon.config import parse
+from agentcgroup.daemon.host.capabilities import NAMES, probe, report
+from agentcgroup.daemon.host.capabilities.trial import CONTROLLERS, nearest_cgroup, try_cgroups
 
 
 def writable_mount() -> Path | None:
@@ -75,6 +75,8 @@ def test_the_nearest_cgroup_is_the_place_itself_when_it_exists(top: Cgroup) -> N
         assert nearest.same_as(top)
 
 
-def test_the_report_ends_with_0_exactly_when_limits_are_enforced(tmp_path: Path) -> None:
-    text, status = check_host(MOUNT or tmp_path, as_json=True)
-    assert (json.loads(text)["tier"] == "none") == (status == 1)
+def test_the_report_ends_with_0_exactly_when_limits_are_enforced(capsys: pytest.CaptureFixture[str]) -> None:
+    status = report(parse('host.cgroup_root = "/agentcgroup-nowhere.slice"'), as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tier"] == "none") == (status == 1)
+    assert found["cgroup_root"].endswith("/agentcgroup-nowhere.slice")

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from agentcgroup.daemon.host import capabilities as module
 from agentcgroup.daemon.host.capabilities import NAMES, TIER_NEEDS, tier
-from agentcgroup.daemon.host.check_host import render_json, render_text
-from agentcgroup.daemon.host.trial import CONTROLLERS, Found
+from agentcgroup.daemon.host.capabilities.probing import _capability
+from agentcgroup.daemon.host.capabilities.report import render_json, render_text
+from agentcgroup.daemon.host.capabilities.rows import ROWS
+from agentcgroup.daemon.host.capabilities.trial import CONTROLLERS, Found
 from agentcgroup.daemon.model import Capability, Tier
 
 EVERYTHING = frozenset(NAMES)
@@ -17,7 +18,7 @@ ROOT = Path("/sys/fs/cgroup/agentcgroup.slice")
 
 def host_with(available: frozenset[str]) -> tuple[Capability, ...]:
     found = {name: Found(name in available, f"tried {name}") for name in NAMES}
-    return tuple(module._capability(row, found) for row in module._ROWS)
+    return tuple(_capability(row, found) for row in ROWS)
 
 
 def test_a_host_with_everything_reaches_the_highest_tier() -> None:
@@ -59,8 +60,8 @@ def test_what_is_missing_tells_its_cost_and_the_remedy_and_what_is_there_tells_n
 
 
 def test_what_could_not_be_tried_says_what_it_waits_for() -> None:
-    one = next(row for row in module._ROWS if row.name == "memory_peak")
-    capability = module._capability(one, {})
+    one = next(row for row in ROWS if row.name == "memory_peak")
+    capability = _capability(one, {})
     assert not capability.available
     assert capability.detail == "could not be tried without memory"
     assert capability.remedy == "get memory first"

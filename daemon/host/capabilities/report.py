@@ -5,10 +5,15 @@ import platform
 from pathlib import Path
 from typing import Final
 
-from agentcgroup.daemon.host.capabilities import TIER_NEEDS, probe, tier
+from agentcgroup.cgroups.errors import CgroupError
+from agentcgroup.cgroups.membership import find_mount
+from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.host.capabilities.probing import probe, tier
+from agentcgroup.daemon.host.capabilities.rows import TIER_NEEDS
+from agentcgroup.daemon.host.prepare import DEFAULT_ROOT
 from agentcgroup.daemon.model import Capability, Tier
 
-__all__ = ["check_host", "render_json", "render_text"]
+__all__ = ["render_json", "render_text", "report"]
 
 _TIER_MEANS: Final = {
     Tier.NONE: "calls can be placed at most, nothing is enforced",
@@ -18,14 +23,24 @@ _TIER_MEANS: Final = {
 }
 
 
-def check_host(cgroup_root: Path, as_json: bool = False) -> tuple[str, int]:
-    """The report and the exit status: 0 when limits are enforced on this host, 1 when not.
+def report(config: Config, as_json: bool = False) -> int:
+    """Prints what this host can do; the exit status is 0 when limits are enforced here, 1 when not.
 
-    Makes throw-away cgroups under `cgroup_root`, or where it would be, and removes them.
+    Makes throw-away cgroups where the sessions would live and removes them.
     """
-    capabilities = probe(cgroup_root)
+    root = _cgroup_root(config)
+    capabilities = probe(root, config.docker.socket)
     render = render_json if as_json else render_text
-    return render(cgroup_root, capabilities), 0 if tier(capabilities) is not Tier.NONE else 1
+    print(render(root, capabilities))
+    return 0 if tier(capabilities) is not Tier.NONE else 1
+
+
+def _cgroup_root(config: Config) -> Path:
+    try:
+        mount = find_mount().path
+    except CgroupError:
+        mount = Path("/sys/fs/cgroup")
+    return mount / (config.host.cgroup_root or DEFAULT_ROOT).strip("/")
 
 
 def _is_needed(capability: Capability) -> bool:
@@ -34,7 +49,7 @@ def _is_needed(capability: Capability) -> bool:
 
 def render_json(cgroup_root: Path, capabilities: tuple[Capability, ...]) -> str:
     """One JSON object; `needed` says that the capability's tier cannot do without it."""
-    report = {
+    content = {
         "kernel": platform.release(),
         "tier": tier(capabilities),
         "cgroup_root": str(cgroup_root),
@@ -51,7 +66,7 @@ def render_json(cgroup_root: Path, capabilities: tuple[Capability, ...]) -> str:
             for one in capabilities
         ],
     }
-    return json.dumps(report, indent=2)
+    return json.dumps(content, indent=2)
 
 
 def render_text(cgroup_root: Path, capabilities: tuple[Capability, ...]) -> str:
