@@ -39,12 +39,26 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help=f"configuration, default {configuration.DEFAULT_PATH}")
-    parser.add_argument("--check-config", action="store_true", help="read the configuration, say what is wrong, and end")
-    parser.add_argument("--check-host", action="store_true", help="probe what this host can do, print it, and end")
-    parser.add_argument("--json", action="store_true", help="with --check-host or --check-config: print JSON")
+    parser.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"configuration, default {configuration.DEFAULT_PATH}",
+    )
+    parser.add_argument(
+        "--check-config", action="store_true", help="read the configuration, say what is wrong, and end"
+    )
+    parser.add_argument(
+        "--check-host", action="store_true", help="probe what this host can do, print it, and end"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="with --check-host or --check-config: print JSON"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say every action, do none")
-    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="overrides daemon.log_level")
+    parser.add_argument(
+        "--log-level", choices=["debug", "info", "warning", "error"], help="overrides daemon.log_level"
+    )
     parser.add_argument("--version", action="version", version=f"agentcgroupd {__version__}")
     return parser
 

@@ -17,7 +17,7 @@ from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
-from agentcgroup.daemon.history import HistoryStore
+from agentcgroup.daemon.history import open_history
 from agentcgroup.daemon.host import capabilities, systemd
 from agentcgroup.daemon.host.docker import DockerFollower
 from agentcgroup.daemon.host.dry import DryRunHost
@@ -72,7 +72,7 @@ def _raise_descriptor_limit() -> None:
 @contextlib.asynccontextmanager
 async def _host(config: Config) -> AsyncIterator[Host]:
     ground = prepare(config)
-    found = capabilities.probe(ground.root.path)
+    found = capabilities.probe(Path(ground.root.path))
     host = LinuxHost(config, ground.root, ground.mount, ground.controllers, found, capabilities.tier(found))
     try:
         if config.daemon.dry_run:
@@ -96,7 +96,7 @@ async def run(config: Config) -> None:
         stack.enter_context(sole_instance(Path(config.daemon.run_dir)))
         host = await stack.enter_async_context(_host(config))
         counters, feed = Counters(), Feed()
-        history = HistoryStore(config)
+        history = open_history(config.history, config.daemon.state_dir)
         stack.callback(history.close)
         controller = Controller(config, host, history, SystemClock(), counters, feed)
         host.listen(controller)

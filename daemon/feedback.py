@@ -1,4 +1,4 @@
-"""Feedback to agents and operators: one feed, any number of subscribers, each with a bounded queue that counts its losses."""
+"""Feedback to agents and operators: one feed, many subscribers, each with a bounded queue that counts its losses."""
 
 import asyncio
 from collections import deque

@@ -6,7 +6,13 @@ import sys
 from typing import Final
 
 # sd-daemon(3): "<N>" at the head of a line is its priority.
-_PRIORITY: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+_PRIORITY: Final = {
+    logging.DEBUG: 7,
+    logging.INFO: 6,
+    logging.WARNING: 4,
+    logging.ERROR: 3,
+    logging.CRITICAL: 2,
+}
 _FIELDS: Final = ("session", "call_id", "kind")
 
 

@@ -1,4 +1,4 @@
-"""The verbs of the daemon: sessions and calls from opening to report, over a host, doors and a history given as Protocols."""
+"""The verbs of the daemon: sessions and calls from opening to report, over the Protocols of agentcgroup.daemon.ports."""
 
 import os
 
@@ -13,6 +13,11 @@ _TIGHT, _CRITICAL = 0.25, 0.05
 
 class Controller(Sessions):
     """Everything the edges may ask for. Runs on one event loop; nothing here blocks but short cgroup file operations."""
+
+    @property
+    def not_enforced(self) -> tuple[str, ...]:
+        """Limits that this host enforces not, each with the cause."""
+        return self._host.not_enforced
 
     def limits_of(self, session: str) -> SessionLimits:
         """The truth for the agent: what it may use, what is free now, what is not enforced."""

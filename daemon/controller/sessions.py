@@ -257,7 +257,7 @@ class Sessions(Calls):
         self.counters.session_closed()
 
     async def close(self) -> None:
-        """A clean stop: every session ends, as its sockets do. (A daemon that is killed leaves cgroups and limits in force.)"""
+        """A clean stop: every session ends. (A daemon that is killed leaves cgroups and limits in force.)"""
         for session in self.sessions():
             if session.state is not SessionState.CLOSING:
                 await self._close_session(session, KillReason.SESSION_END, "the daemon is stopping")

@@ -36,7 +36,9 @@ def prepare(config: Config) -> Ground:
     try:
         mount = find_mount()
         if mount.is_read_only:
-            raise HostUnfit(f"{mount.path} is mounted read-only: remount it read-write, or run the daemon on the host")
+            raise HostUnfit(
+                f"{mount.path} is mounted read-only: remount it read-write, or run the daemon on the host"
+            )
         path = (config.host.cgroup_root or DEFAULT_ROOT).strip("/")
         root = _descend(Cgroup.open(mount.path), path)
         available = root.read(files.CGROUP_CONTROLLERS) or frozenset()
@@ -54,7 +56,9 @@ def prepare(config: Config) -> Ground:
             + '. To run without these limits all the same, set host.unenforced = "run"'
         )
     if missing:
-        log.warning("not enforced on this host: %s (no such controllers in cgroup v2)", ", ".join(sorted(missing)))
+        log.warning(
+            "not enforced on this host: %s (no such controllers in cgroup v2)", ", ".join(sorted(missing))
+        )
     return Ground(root, mount.path, controllers)
 
 
@@ -97,7 +101,10 @@ def sweep(root: Cgroup) -> None:
             with session.open_child(AGENT) as agent:
                 alive = agent.is_populated()
             if alive:
-                log.warning("session %s of an earlier daemon still has its agent: its limits hold, it is not followed", name)
+                log.warning(
+                    "session %s of an earlier daemon still has its agent: its limits hold, it is not followed",
+                    name,
+                )
             else:
                 log.info("removing session %s of an earlier daemon: its agent has ended", name)
                 session.remove_tree(5.0)

@@ -152,7 +152,8 @@ def _refused_memory(need_bytes: int, room: _Room) -> Ruling:
         f"{format_size(free)} are free now."
     )
     if need_bytes > room.total_bytes:
-        suggestion = f"It can never fit here: need at most {format_size(room.total_bytes)}, or ask the operator for a larger budget."
+        most = format_size(room.total_bytes)
+        suggestion = f"It can never fit here: need at most {most}, or ask the operator for a larger budget."
     elif free >= LEAST_MEMORY_BYTES:
         suggestion = (
             f"Declare --memory {free >> 20}M or less (fewer tests at a time, a smaller batch, a file streamed instead of "
@@ -252,7 +253,7 @@ def admit(
         throttle_limit_ms=(intent.throttle_limit_ms or defaults.throttle_limit_ms) if throttles else None,
     )
     trims = tuple(trim for trim in (memory_trim, cpu_trim, pids_trim) if trim is not None)
-    notices = ()
+    notices: tuple[str, ...] = ()
     if on_exceed is OnExceed.EXTEND:
         notices = ("on-exceed extend: this daemon does not grow limits by itself yet; the call is stopped at its maximum "
                    "(`agentcg call set` raises the limit of a running call).",)  # fmt: skip

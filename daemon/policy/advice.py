@@ -36,7 +36,9 @@ def _more_memory(call: EndedCall) -> str:
     wanted = 2 * now
     less = "need less at a time: run fewer tests, use fewer parallel jobs, stream the file instead of loading it"
     if call.memory_grantable_bytes >= wanted > 0:
-        return f"Declare more, for example --memory {wanted >> 20}M --memory-max {wanted >> 20}M ({format_size(call.memory_grantable_bytes)} can be granted now), or {less}."
+        grantable = format_size(call.memory_grantable_bytes)
+        more = f"--memory {wanted >> 20}M --memory-max {wanted >> 20}M"
+        return f"Declare more, for example {more} ({grantable} can be granted now), or {less}."
     if call.memory_grantable_bytes > now:
         return f"At most --memory-max {call.memory_grantable_bytes >> 20}M can be granted now; otherwise {less}."
     return f"No more can be granted now; {less[0].upper()}{less[1:]}, or wait for other calls to end."
@@ -49,26 +51,33 @@ def _message(call: EndedCall) -> str:
         case Verdict.OK:
             return f"Ended well after {took}{_peak(call)}."
         case Verdict.EXIT_CODE:
-            return f"Ended by itself with exit status {call.status.exit_code} after {took}{_peak(call)}; no limit was involved."
+            code = call.status.exit_code
+            return (
+                f"Ended by itself with exit status {code} after {took}{_peak(call)}; no limit was involved."
+            )
         case Verdict.MEMORY_LIMIT_CALL:
-            return f"Killed by the kernel: the call reached its own memory limit of {limit}{_peak(call)} after {took}. Only this call was stopped."
+            return (
+                f"Killed by the kernel: the call reached its own memory limit of {limit}{_peak(call)} after {took}. "
+                "Only this call was stopped."
+            )
         case Verdict.MEMORY_LIMIT_SESSION:
             return (
-                f"Killed by the kernel: the calls of this session together reached {format_size(call.session_memory_bytes)}, "
-                f"and this one was chosen{_peak(call)} after {took}."
+                "Killed by the kernel: the calls of this session together reached "
+                f"{format_size(call.session_memory_bytes)}, and this one was chosen{_peak(call)} after {took}."
             )
         case Verdict.MEMORY_LIMIT_HOST:
             return f"Killed by the kernel: the host ran out of memory, and this call was chosen{_peak(call)} after {took}."
         case Verdict.PIDS_LIMIT:
             return (
-                f"Ended with exit status {call.status.exit_code} after the kernel refused {call.usage.pids_max_events} times to start another "
-                f"process: the call may have {limits.pids_max} processes and threads."
+                f"Ended with exit status {call.status.exit_code} after the kernel refused {call.usage.pids_max_events} times "
+                f"to start another process: the call may have {limits.pids_max} processes and threads."
             )
         case Verdict.DEADLINE:
             return f"Stopped at its deadline of {format_duration(limits.deadline_ms or call.duration_ms)}{_peak(call)}."
         case Verdict.THROTTLE_LIMIT:
             high = format_size(limits.memory_high_bytes or limits.memory_bytes)
-            return f"Stopped: it stayed over {high} for {format_duration(limits.throttle_limit_ms or 0)} while being throttled{_peak(call)}."
+            slowed = format_duration(limits.throttle_limit_ms or 0)
+            return f"Stopped: it stayed over {high} for {slowed} while being throttled{_peak(call)}."
         case Verdict.OPERATOR:
             return f"Stopped by the operator{': ' + call.kill_note if call.kill_note else ''} after {took}."
         case Verdict.SESSION_END:
@@ -76,7 +85,8 @@ def _message(call: EndedCall) -> str:
         case Verdict.PARENT_END:
             return f"Stopped because the call around it ended, after {took}."
         case Verdict.SIGNAL:
-            return f"Ended by signal {call.status.signal} after {took}{_peak(call)}; it came neither from a limit nor from this daemon."
+            number = call.status.signal
+            return f"Ended by signal {number} after {took}{_peak(call)}; it came neither from a limit nor from this daemon."
         case Verdict.NOT_BEGUN:
             return "Never begun: the grant was given back or lapsed."
         case Verdict.UNKNOWN:
@@ -90,11 +100,12 @@ def _advice(call: EndedCall) -> str:
         case Verdict.MEMORY_LIMIT_CALL:
             return _more_memory(call)
         case Verdict.MEMORY_LIMIT_SESSION:
-            return "Run fewer calls at once, or declare what each needs (--memory) so that they are admitted only when they fit."
+            return "Run fewer calls at once, or declare what each needs (--memory): then they are admitted when they fit."
         case Verdict.MEMORY_LIMIT_HOST:
             return "Run it again later, and declare what it needs (--memory) so that room is kept for it."
         case Verdict.PIDS_LIMIT:
-            return f"Use fewer parallel jobs or threads, or declare more, for example --pids {2 * (call.limits.pids_max or 512)}."
+            more_pids = 2 * (call.limits.pids_max or 512)
+            return f"Use fewer parallel jobs or threads, or declare more, for example --pids {more_pids}."
         case Verdict.DEADLINE:
             return "Do a smaller part of the work per call, or declare a longer --timeout."
         case Verdict.THROTTLE_LIMIT:

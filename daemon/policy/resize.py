@@ -56,7 +56,7 @@ def resize(
         return Ruling(
             Decision.REFUSED,
             f"Refused: the call uses {format_size(current)} now, so a limit of {format_size(new_max)} would kill it.",
-            suggestion=f"Ask for at least --memory-max {(current + _MARGIN_BYTES) // (1 << 20) + 1}M, or let it release memory first.",
+            suggestion=f"Ask for at least --memory-max {((current + _MARGIN_BYTES) >> 20) + 1}M, or release memory first.",
         )
     kept = dataclasses.replace(
         ruling.limits,
@@ -124,7 +124,7 @@ def check_shrink(
     ):
         raise RequestError(
             Kind.STATE,
-            f"the session uses {format_size(current)} now, so a budget of {format_size(budget.memory_max_bytes)} would kill in it",
+            f"the session uses {format_size(current)} now: a budget of {format_size(budget.memory_max_bytes)} would kill in it",
             "ask for more, or free memory first",
             "budget.memory_max_bytes",
         )

@@ -1,0 +1,139 @@
+"""The machine for `--dry-run`: says every action in the log and does none; what only looks is the real machine's."""
+
+import logging
+from collections.abc import Callable
+
+from agentcgroup.daemon.model import (
+    Budget,
+    CallLimits,
+    Capability,
+    ExitStatus,
+    OomCounters,
+    ProcessRef,
+    Session,
+    Tier,
+    ToolCall,
+    Usage,
+)
+from agentcgroup.daemon.ports import Host, HostListener, Location, Process
+
+log = logging.getLogger("agentcgroup.dry_run")
+
+
+class DryRunHost:
+    def __init__(self, real: Host) -> None:
+        self._real = real
+
+    def _would(self, action: str, *values: object) -> None:
+        log.info("would " + action, *values)
+
+    # ---- what only looks
+
+    @property
+    def not_enforced(self) -> tuple[str, ...]:
+        return ("everything: this daemon runs with --dry-run", *self._real.not_enforced)
+
+    @property
+    def cgroup_root(self) -> str:
+        return self._real.cgroup_root
+
+    @property
+    def tier(self) -> Tier:
+        return self._real.tier
+
+    @property
+    def capabilities(self) -> tuple[Capability, ...]:
+        return self._real.capabilities
+
+    @property
+    def memory_capacity_bytes(self) -> int:
+        return self._real.memory_capacity_bytes
+
+    @property
+    def cpu_capacity_milli(self) -> int:
+        return self._real.cpu_capacity_milli
+
+    def listen(self, listener: HostListener) -> None:
+        self._real.listen(listener)
+
+    def open_process(self, session: Session, process: ProcessRef) -> Process:
+        return self._real.open_process(session, process)
+
+    def locate(self, pid: int) -> Location:
+        return self._real.locate(pid)
+
+    def watch_process(
+        self, pidfd: int, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
+    ) -> None:
+        self._real.watch_process(pidfd, on_exit, on_status)
+
+    def forget_process(self, pidfd: int) -> None:
+        self._real.forget_process(pidfd)
+
+    def memory_current_bytes(self) -> int | None:
+        return self._real.memory_current_bytes()
+
+    def daemon_usage(self) -> tuple[Usage, int]:
+        return self._real.daemon_usage()
+
+    def session_usage(self, session: str) -> Usage:
+        return Usage()
+
+    def call_usage(self, call_id: str) -> Usage:
+        return Usage()
+
+    def oom_counters(self, call_id: str) -> OomCounters:
+        return OomCounters()
+
+    # ---- what would be done
+
+    def open_session(self, session: Session) -> str:
+        self._would("make the cgroups of session %s with %s", session.name, session.budget)
+        return ""
+
+    def adopt_session(self, session: Session, cgroup_path: str) -> str:
+        self._would("take over %s as session %s with %s", cgroup_path, session.name, session.budget)
+        return ""
+
+    def apply_budget(self, session: Session, budget: Budget) -> None:
+        self._would("change session %s to %s", session.name, budget)
+
+    def place_agent(self, session: str, pid: int) -> None:
+        self._would("move process %d into the agent leaf of session %s", pid, session)
+
+    def freeze_session(self, session: str, frozen: bool, include_agent: bool) -> None:
+        self._would("%s session %s%s", _freezing(frozen), session, " and its agent" if include_agent else "")
+
+    def kill_agent(self, session: str) -> None:
+        self._would("kill the agent of session %s", session)
+
+    async def close_session(self, session: str) -> None:
+        self._would("remove the cgroups of session %s", session)
+
+    def create_call(self, call: ToolCall) -> str:
+        self._would("make the cgroup of call %s in session %s with %s", call.id, call.session, call.limits)
+        return ""
+
+    def apply_limits(self, call: ToolCall, limits: CallLimits) -> None:
+        self._would("change call %s to %s", call.id, limits)
+
+    def place(self, call_id: str, pid: int) -> None:
+        self._would("move process %d into call %s", pid, call_id)
+
+    def freeze_call(self, call_id: str, frozen: bool) -> None:
+        self._would("%s call %s", _freezing(frozen), call_id)
+
+    def kill_call(self, call_id: str) -> int:
+        self._would("kill what is left of call %s", call_id)
+        return 0
+
+    async def drained(self, call_id: str, deadline_s: float) -> bool:
+        return True
+
+    def remove_call(self, call_id: str) -> bool:
+        self._would("remove the cgroup of call %s", call_id)
+        return True
+
+
+def _freezing(frozen: bool) -> str:
+    return "freeze" if frozen else "thaw"

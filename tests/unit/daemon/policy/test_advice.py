@@ -1,0 +1,62 @@
+"""What the agent reads at the end of a call."""
+
+import pytest
+
+from agentcgroup.daemon.model import CallLimits, ExitStatus, Usage, Verdict
+from agentcgroup.daemon.policy.advice import EndedCall, word
+
+MIB = 1 << 20
+
+
+def ended(verdict: Verdict, status: ExitStatus = ExitStatus(), **changes: object) -> EndedCall:
+    facts: dict[str, object] = {
+        "verdict": verdict,
+        "status": status,
+        "usage": Usage(memory_peak_bytes=300 * MIB, pids_max_events=7),
+        "limits": CallLimits(
+            memory_bytes=200 * MIB, memory_max_bytes=300 * MIB, pids_max=50, deadline_ms=2000
+        ),
+        "duration_ms": 2100,
+        "leftover_processes": 0,
+        "kill_note": "",
+        "memory_grantable_bytes": 3000 * MIB,
+        "session_memory_bytes": 3500 * MIB,
+    }
+    return EndedCall(**(facts | changes))  # type: ignore[arg-type]
+
+
+def test_a_call_over_its_limit_is_told_limit_peak_and_what_to_declare() -> None:
+    message, advice = word(ended(Verdict.MEMORY_LIMIT_CALL, ExitStatus(signal=9)))
+    assert "limit of 300 MiB (peak 300 MiB)" in message and "Only this call" in message
+    assert "--memory 600M --memory-max 600M" in advice
+
+
+def test_no_more_memory_is_suggested_than_can_be_granted() -> None:
+    _, some = word(ended(Verdict.MEMORY_LIMIT_CALL, memory_grantable_bytes=400 * MIB))
+    assert "--memory-max 400M" in some and "600M" not in some
+    _, none = word(ended(Verdict.MEMORY_LIMIT_CALL, memory_grantable_bytes=0))
+    assert "No more can be granted now" in none
+
+
+def test_processes_left_behind_are_mentioned_whatever_the_verdict() -> None:
+    one, advice = word(ended(Verdict.OK, ExitStatus(exit_code=0), leftover_processes=1))
+    assert "1 process it left behind was killed" in one and "call of its own" in advice
+    two, _ = word(ended(Verdict.EXIT_CODE, ExitStatus(exit_code=2), leftover_processes=2))
+    assert "2 processes it left behind were killed" in two
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_every_verdict_has_words(verdict: Verdict) -> None:
+    status = ExitStatus(signal=15) if verdict is Verdict.SIGNAL else ExitStatus(exit_code=1)
+    message, _ = word(ended(verdict, status))
+    assert message.endswith(".") and message[0].isupper() and "None" not in message
+
+
+def test_a_calm_end_needs_no_advice() -> None:
+    assert word(ended(Verdict.OK, ExitStatus(exit_code=0)))[1] == ""
+
+
+def test_pids_and_deadline_name_the_option_that_helps() -> None:
+    assert "--pids 100" in word(ended(Verdict.PIDS_LIMIT, ExitStatus(exit_code=1)))[1]
+    message, advice = word(ended(Verdict.DEADLINE))
+    assert "deadline of 2 s" in message and "--timeout" in advice
