@@ -1,0 +1,154 @@
+"""Clients of AgentService, for agents, their harnesses and their tools: one session, the one whose socket they reach."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from types import TracebackType
+from typing import Self, Unpack
+
+from agentcgroup.client import operations, places
+from agentcgroup.client.arguments import IntentArguments, intent_of
+from agentcgroup.client.call_scope import AsyncCallScope, CallScope
+from agentcgroup.client.channels import DEFAULT_TIMEOUT_S, AsyncChannel, SyncChannel
+from agentcgroup.client.processes import reference
+from agentcgroup.client.values import Answer, Call, Feedback, Report, SessionLimits
+from agentcgroup.proto.v1.agent_pb2_grpc import AgentServiceStub
+
+# Set by the daemon for every tool: a call declared inside a call runs inside its limits.
+CALL_ID_VARIABLE = "AGENTCGROUP_CALL_ID"
+
+
+def _parent(given: str | None) -> str:
+    return os.environ.get(CALL_ID_VARIABLE, "") if given is None else given
+
+
+class Client:
+    """Blocking client; a context manager. `session_dir` is found as the launcher finds it (see `places`).
+
+    Everything raises ClientError. Keyword arguments of an intent are named as the options of `agentcg run`: memory="2G",
+    memory_max=3 * 2**30, cpu=1.5, timeout="10m". `parent_call_id` is the call inside which a new one runs; by default the
+    one in which this process runs, "" for none.
+    """
+
+    def __init__(
+        self, session_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        self.session_dir = places.session_dir(session_dir)
+        socket_path = os.path.join(self.session_dir, places.AGENT_SOCKET_NAME)
+        self._channel = SyncChannel(socket_path, AgentServiceStub, timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def limits(self) -> SessionLimits:
+        """The session's true limits, what is used and what is free now."""
+        return self._channel.perform(operations.get_limits())
+
+    def call(self, *, parent_call_id: str | None = None, **arguments: Unpack[IntentArguments]) -> CallScope:
+        """A call with these limits, for a with statement; see CallScope."""
+        return CallScope(self._channel, self.session_dir, intent_of(arguments), _parent(parent_call_id))
+
+    def declare(self, *, parent_call_id: str | None = None, **arguments: Unpack[IntentArguments]) -> Answer:
+        """Declares an intent; a refusal is an Answer. A grant that is not begun lapses at `expires_at`."""
+        return self._channel.perform(operations.declare(intent_of(arguments), _parent(parent_call_id)))
+
+    def begin(self, call_id: str, pid: int) -> Call:
+        """Begins a declared call by moving the running process `pid`, with all its threads, into it."""
+        return self._channel.perform(operations.begin(call_id, reference(pid)))
+
+    def ticket(self, call_id: str) -> str:
+        """What `agentcg run --ticket` begins a declared call with; good once."""
+        return self._channel.perform(operations.ticket(call_id))
+
+    def adjust(self, call_id: str, **arguments: Unpack[IntentArguments]) -> Answer:
+        """Asks for other limits for a running call; what is left out stays."""
+        return self._channel.perform(operations.adjust(call_id, arguments))
+
+    def finish(self, call_id: str, exit_code: int | None = None) -> Report:
+        """Ends a call, kills what is left of it; also gives back a grant that was not begun."""
+        return self._channel.perform(operations.finish(call_id, exit_code))
+
+    def get(self, call_id: str) -> Call:
+        """One call of the session, also a recently ended one."""
+        return self._channel.perform(operations.get_call(call_id))
+
+    def tree(self, call_id: str = "") -> list[Call]:
+        """The live calls of the session, or of `call_id` and what runs inside it; parents first."""
+        return self._channel.perform(operations.get_tree(call_id))
+
+    def watch(self, call_id: str = "") -> Iterator[Feedback]:
+        """What happens to the session's calls, or to `call_id` and what runs inside it, until the session ends."""
+        return self._channel.stream(operations.watch_feedback(call_id))
+
+
+class AsyncClient:
+    """The same for asyncio; `async with` it, or `await close()`."""
+
+    def __init__(
+        self, session_dir: str | os.PathLike[str] | None = None, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        self.session_dir = places.session_dir(session_dir)
+        socket_path = os.path.join(self.session_dir, places.AGENT_SOCKET_NAME)
+        self._channel = AsyncChannel(socket_path, AgentServiceStub, timeout_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def limits(self) -> SessionLimits:
+        """The session's true limits, what is used and what is free now."""
+        return await self._channel.perform(operations.get_limits())
+
+    def call(
+        self, *, parent_call_id: str | None = None, **arguments: Unpack[IntentArguments]
+    ) -> AsyncCallScope:
+        """A call with these limits, for an async with statement; see CallScope."""
+        return AsyncCallScope(self._channel, self.session_dir, intent_of(arguments), _parent(parent_call_id))
+
+    async def declare(
+        self, *, parent_call_id: str | None = None, **arguments: Unpack[IntentArguments]
+    ) -> Answer:
+        """Declares an intent; a refusal is an Answer. A grant that is not begun lapses at `expires_at`."""
+        return await self._channel.perform(operations.declare(intent_of(arguments), _parent(parent_call_id)))
+
+    async def begin(self, call_id: str, pid: int) -> Call:
+        """Begins a declared call by moving the running process `pid`, with all its threads, into it."""
+        return await self._channel.perform(operations.begin(call_id, reference(pid)))
+
+    async def ticket(self, call_id: str) -> str:
+        """What `agentcg run --ticket` begins a declared call with; good once."""
+        return await self._channel.perform(operations.ticket(call_id))
+
+    async def adjust(self, call_id: str, **arguments: Unpack[IntentArguments]) -> Answer:
+        """Asks for other limits for a running call; what is left out stays."""
+        return await self._channel.perform(operations.adjust(call_id, arguments))
+
+    async def finish(self, call_id: str, exit_code: int | None = None) -> Report:
+        """Ends a call, kills what is left of it; also gives back a grant that was not begun."""
+        return await self._channel.perform(operations.finish(call_id, exit_code))
+
+    async def get(self, call_id: str) -> Call:
+        """One call of the session, also a recently ended one."""
+        return await self._channel.perform(operations.get_call(call_id))
+
+    async def tree(self, call_id: str = "") -> list[Call]:
+        """The live calls of the session, or of `call_id` and what runs inside it; parents first."""
+        return await self._channel.perform(operations.get_tree(call_id))
+
+    def watch(self, call_id: str = "") -> AsyncIterator[Feedback]:
+        """What happens to the session's calls, or to `call_id` and what runs inside it, until the session ends."""
+        return self._channel.stream(operations.watch_feedback(call_id))

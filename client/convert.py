@@ -1,0 +1,296 @@
+"""Between protobuf and `values`, both ways; no other module of the client touches a field of a message.
+
+Outwards None is an absent field, inwards an absent field is None. An enum number that this release does not know, from a
+newer daemon, is None where the value may be unknown and IncompatibleDaemon where nothing makes sense without it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from agentcgroup.client import values
+from agentcgroup.client.errors import IncompatibleDaemon
+from agentcgroup.proto.v1 import agent_pb2, operator_pb2
+from agentcgroup.proto.v1 import types_pb2 as pb
+
+Member = TypeVar("Member", bound=StrEnum)
+
+# The members' names on the wire are PREFIX_NAME; the generated wrapper knows the numbers.
+_WIRE: Final[dict[type[StrEnum], tuple[Any, str]]] = {
+    values.CpuClass: (pb.CpuClass, "CPU_CLASS_"),
+    values.OnExceed: (pb.OnExceed, "ON_EXCEED_"),
+    values.Priority: (pb.Priority, "PRIORITY_"),
+    values.Decision: (pb.Decision, "DECISION_"),
+    values.Reason: (pb.Reason, "REASON_"),
+    values.CallState: (pb.CallState, "CALL_STATE_"),
+    values.SessionState: (pb.SessionState, "SESSION_STATE_"),
+    values.Verdict: (pb.Verdict, "VERDICT_"),
+    values.Level: (pb.Level, "LEVEL_"),
+    values.FeedbackKind: (pb.FeedbackKind, "FEEDBACK_KIND_"),
+}
+_MEMBERS: Final[dict[tuple[type[StrEnum], int], StrEnum]] = {}
+for _kind, (_wrapper, _prefix) in _WIRE.items():
+    for _each in _kind:
+        _MEMBERS[_kind, _wrapper.Value(f"{_prefix}{_each.name}")] = _each
+
+
+def number(member: StrEnum | None) -> Any:
+    """The number of `member` on the wire; None is UNSPECIFIED, 0."""
+    if member is None:
+        return 0
+    wrapper, prefix = _WIRE[type(member)]
+    return wrapper.Value(f"{prefix}{member.name}")
+
+
+def _member(kind: type[Member], wire_number: int) -> Member | None:
+    found = _MEMBERS.get((kind, wire_number))
+    return found if isinstance(found, kind) else None
+
+
+def _needed(kind: type[Member], wire_number: int) -> Member:
+    found = _member(kind, wire_number)
+    if found is None:
+        raise IncompatibleDaemon(
+            f"the daemon says {kind.__name__} {wire_number}, which this client does not know",
+            "Install the same release of agentcgroup here and for the daemon",
+        )
+    return found
+
+
+def _at(message: Message, field: str) -> datetime | None:
+    if not message.HasField(field):
+        return None
+    stamp: Timestamp = getattr(message, field)
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def _present(message: Message, kind: type[Any]) -> dict[str, int]:
+    """The numbers of `message` that were sent, among the fields of the value class `kind` that have one there."""
+    known = message.DESCRIPTOR.fields_by_name
+    return {
+        each.name: getattr(message, each.name)
+        for each in fields(kind)
+        if each.name in known and known[each.name].has_presence and message.HasField(each.name)
+    }
+
+
+def _given(value: Any, names: Iterable[str]) -> dict[str, Any]:
+    return {name: number for name in names if (number := getattr(value, name)) is not None}
+
+
+# ---- outwards: requests ----------------------------------------------------------------------------------------------
+
+_INTENT_NUMBERS: Final = (
+    "memory_bytes", "memory_max_bytes", "cpu_milli", "cpu_weight", "pids_max", "expected_duration_ms", "deadline_ms",
+    "throttle_limit_ms",
+)  # fmt: skip
+_BUDGET_NUMBERS: Final = tuple(each.name for each in fields(values.Budget))
+
+
+def intent_message(intent: values.Intent) -> pb.Intent:
+    return pb.Intent(
+        cpu_class=number(intent.cpu_class),
+        on_exceed=number(intent.on_exceed),
+        command=intent.command,
+        labels=dict(intent.labels),
+        **_given(intent, _INTENT_NUMBERS),
+    )
+
+
+def budget_message(budget: values.Budget) -> pb.Budget:
+    return pb.Budget(**_given(budget, _BUDGET_NUMBERS))
+
+
+def process_message(process: values.ProcessRef) -> pb.ProcessRef:
+    return pb.ProcessRef(
+        pid=process.pid, pidfd_inode=process.pidfd_inode, start_time_ticks=process.start_time_ticks
+    )
+
+
+# ---- inwards: nouns --------------------------------------------------------------------------------------------------
+
+
+def intent(message: pb.Intent) -> values.Intent:
+    return values.Intent(
+        **{name: getattr(message, name) for name in _INTENT_NUMBERS if message.HasField(name)},
+        cpu_class=_member(values.CpuClass, message.cpu_class),
+        on_exceed=_member(values.OnExceed, message.on_exceed),
+        command=tuple(message.command),
+        labels=dict(message.labels),
+    )
+
+
+def limits(message: pb.Limits) -> values.Limits:
+    return values.Limits(**_present(message, values.Limits), not_enforced=tuple(message.not_enforced))
+
+
+def usage(message: pb.Usage) -> values.Usage:
+    return values.Usage(**_present(message, values.Usage))
+
+
+def budget(message: pb.Budget) -> values.Budget:
+    return values.Budget(**_present(message, values.Budget))
+
+
+def _trim(message: pb.Trim) -> values.Trim:
+    return values.Trim(
+        field=message.field,
+        asked=message.asked,
+        granted=message.granted,
+        reason=_member(values.Reason, message.reason),
+    )
+
+
+def _queue(message: pb.Queue) -> values.Queue:
+    waits_ms = message.estimated_wait_ms if message.HasField("estimated_wait_ms") else None
+    return values.Queue(
+        position=message.position, deadline_ms=message.deadline_ms, estimated_wait_ms=waits_ms
+    )
+
+
+def answer(message: pb.Answer) -> values.Answer:
+    return values.Answer(
+        decision=_needed(values.Decision, message.decision),
+        call_id=message.call_id,
+        granted=limits(message.granted) if message.HasField("granted") else None,
+        trims=tuple(_trim(each) for each in message.trims),
+        reason=_member(values.Reason, message.reason),
+        message=message.message,
+        suggestion=message.suggestion,
+        queue=_queue(message.queue) if message.HasField("queue") else None,
+        expires_at=_at(message, "expires_at"),
+        notices=tuple(message.notices),
+    )
+
+
+def report(message: pb.Report) -> values.Report:
+    return values.Report(
+        call_id=message.call_id,
+        session=message.session,
+        # A verdict of a newer daemon is a verdict all the same; its message says it in words.
+        verdict=_member(values.Verdict, message.verdict) or values.Verdict.UNKNOWN,
+        exit_code=message.exit_code if message.HasField("exit_code") else None,
+        signal=message.signal if message.HasField("signal") else None,
+        usage=usage(message.usage),
+        started_at=_at(message, "started_at"),
+        ended_at=_at(message, "ended_at"),
+        duration_ms=message.duration_ms,
+        leftover_processes=message.leftover_processes,
+        message=message.message,
+        advice=message.advice,
+    )
+
+
+def call(message: pb.Call) -> values.Call:
+    return values.Call(
+        id=message.id,
+        session=message.session,
+        state=_needed(values.CallState, message.state),
+        parent_call_id=message.parent_call_id,
+        intent=intent(message.intent),
+        limits=limits(message.limits),
+        usage=usage(message.usage),
+        declared_at=_at(message, "declared_at"),
+        started_at=_at(message, "started_at"),
+        pid=message.pid,
+        cgroup=message.cgroup,
+        report=report(message.report) if message.HasField("report") else None,
+    )
+
+
+def session(message: pb.Session) -> values.Session:
+    return values.Session(
+        name=message.name,
+        state=_needed(values.SessionState, message.state),
+        budget=budget(message.budget),
+        priority=_member(values.Priority, message.priority),
+        usage=usage(message.usage),
+        memory_reserved_bytes=message.memory_reserved_bytes,
+        calls_live=message.calls_live,
+        calls_ended=message.calls_ended,
+        created_at=_at(message, "created_at"),
+        socket_dir=message.socket_dir,
+        cgroup=message.cgroup,
+        owner_uid=message.owner_uid,
+        owner_gid=message.owner_gid,
+        labels=dict(message.labels),
+        container_id=message.container_id,
+        ends_with_agent=message.ends_with_agent,
+    )
+
+
+def session_limits(message: agent_pb2.GetLimitsResponse) -> values.SessionLimits:
+    return values.SessionLimits(
+        session=message.session,
+        budget=budget(message.budget),
+        priority=_member(values.Priority, message.priority),
+        usage=usage(message.usage),
+        memory_available_bytes=message.memory_available_bytes,
+        cpu_available_milli=message.cpu_available_milli,
+        pids_available=message.pids_available,
+        level=_member(values.Level, message.level),
+        not_enforced=tuple(message.not_enforced),
+    )
+
+
+def feedback(message: pb.Feedback) -> values.Feedback:
+    return values.Feedback(
+        sequence=message.sequence,
+        at=_at(message, "at"),
+        session=message.session,
+        kind=_member(values.FeedbackKind, message.kind),
+        message=message.message,
+        call_id=message.call_id,
+        level=_member(values.Level, message.level),
+        advice=message.advice,
+        answer=answer(message.answer) if message.HasField("answer") else None,
+        report=report(message.report) if message.HasField("report") else None,
+        lost=message.lost,
+    )
+
+
+def _capability(message: operator_pb2.Capability) -> values.Capability:
+    return values.Capability(
+        name=message.name,
+        available=message.available,
+        tier=message.tier,
+        detail=message.detail,
+        cost=message.cost,
+        remedy=message.remedy,
+    )
+
+
+def host(message: operator_pb2.GetHostResponse) -> values.Host:
+    current_bytes = message.memory_current_bytes if message.HasField("memory_current_bytes") else None
+    return values.Host(
+        version=message.version,
+        kernel=message.kernel,
+        tier=message.tier,
+        capabilities=tuple(_capability(each) for each in message.capabilities),
+        memory_capacity_bytes=message.memory_capacity_bytes,
+        memory_reserved_bytes=message.memory_reserved_bytes,
+        memory_current_bytes=current_bytes,
+        cpu_capacity_milli=message.cpu_capacity_milli,
+        sessions=message.sessions,
+        calls_live=message.calls_live,
+        started_at=_at(message, "started_at"),
+        dry_run=message.dry_run,
+        cgroup_root=message.cgroup_root,
+        daemon_usage=usage(message.daemon_usage),
+        daemon_rss_bytes=message.daemon_rss_bytes,
+    )
+
+
+def history_entry(message: operator_pb2.HistoryEntry) -> values.HistoryEntry:
+    return values.HistoryEntry(
+        report=report(message.report),
+        intent=intent(message.intent),
+        limits=limits(message.limits),
+        decision=_member(values.Decision, message.decision),
+        parent_call_id=message.parent_call_id,
+    )

@@ -1,0 +1,261 @@
+"""Every request of the API as a value: which method, which message, what its response means.
+
+Built once here and carried out by a sync or an async channel, so that neither client translates anything itself.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from agentcgroup.client import convert
+from agentcgroup.client.arguments import (
+    BudgetArguments,
+    IntentArguments,
+    budget_of,
+    intent_of,
+    priority_of,
+)
+from agentcgroup.client.errors import InvalidRequest
+from agentcgroup.client.values import (
+    Answer,
+    Call,
+    Feedback,
+    HistoryEntry,
+    Host,
+    Intent,
+    Priority,
+    ProcessRef,
+    Report,
+    Session,
+    SessionLimits,
+    Verdict,
+)
+from agentcgroup.proto.v1 import agent_pb2 as agent
+from agentcgroup.proto.v1 import operator_pb2 as operator
+from agentcgroup.proto.v1 import types_pb2 as types
+
+Result = TypeVar("Result")
+_M = TypeVar("_M", bound=Message)
+
+NO_LABELS: Final[Mapping[str, str]] = {}
+# The most that one page of the history can hold.
+MOST_PAGE_SIZE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[Result]):
+    """One request: `method` of the service's stub, its message, and the reading of a response."""
+
+    method: str
+    request: Message
+    read: Callable[[Any], Result]
+
+
+def _message(kind: Callable[..., _M], /, **values: Any) -> _M:
+    """A message of `kind`; what does not fit its fields (a number too large, text that is no UTF-8) is InvalidRequest."""
+    try:
+        return kind(**values)
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(
+            f"the request cannot be written: {error}", "Look at the numbers and names in it"
+        ) from error
+
+
+def _intent(intent: Intent) -> types.Intent:
+    return _message(convert.intent_message, intent=intent)
+
+
+def _nothing(_: Message) -> None:
+    return None
+
+
+# ---- AgentService ----------------------------------------------------------------------------------------------------
+
+
+def get_limits() -> Operation[SessionLimits]:
+    return Operation("GetLimits", agent.GetLimitsRequest(), convert.session_limits)
+
+
+def declare(intent: Intent, parent_call_id: str) -> Operation[Answer]:
+    request = _message(agent.DeclareIntentRequest, intent=_intent(intent), parent_call_id=parent_call_id)
+    return Operation("DeclareIntent", request, lambda response: convert.answer(response.answer))
+
+
+def begin(call_id: str, process: ProcessRef) -> Operation[Call]:
+    request = _message(
+        agent.BeginCallRequest, call_id=call_id, process=_message(convert.process_message, process=process)
+    )
+    return Operation("BeginCall", request, lambda response: convert.call(response.call))
+
+
+def ticket(call_id: str) -> Operation[str]:
+    request = _message(agent.BeginCallRequest, call_id=call_id, ticket=True)
+    return Operation("BeginCall", request, lambda response: str(response.ticket))
+
+
+def adjust(call_id: str, arguments: IntentArguments) -> Operation[Answer]:
+    request = _message(agent.AdjustCallRequest, call_id=call_id, intent=_intent(intent_of(arguments)))
+    return Operation("AdjustCall", request, lambda response: convert.answer(response.answer))
+
+
+def finish(call_id: str, exit_code: int | None) -> Operation[Report]:
+    request = _message(agent.FinishCallRequest, call_id=call_id, exit_code=exit_code)
+    return Operation("FinishCall", request, lambda response: convert.report(response.report))
+
+
+def get_call(call_id: str) -> Operation[Call]:
+    """Of both services."""
+    request = _message(agent.GetCallRequest, call_id=call_id)
+    return Operation("GetCall", request, lambda response: convert.call(response.call))
+
+
+def get_tree(call_id: str) -> Operation[list[Call]]:
+    request = _message(agent.GetCallTreeRequest, call_id=call_id)
+    return Operation(
+        "GetCallTree", request, lambda response: [convert.call(each) for each in response.calls]
+    )
+
+
+def watch_feedback(call_id: str) -> Operation[Feedback]:
+    request = _message(agent.WatchFeedbackRequest, call_id=call_id)
+    return Operation("WatchFeedback", request, lambda response: convert.feedback(response.feedback))
+
+
+# ---- OperatorService -------------------------------------------------------------------------------------------------
+
+
+def _session(response: Any) -> Session:
+    return convert.session(response.session)
+
+
+def create_session(
+    name: str,
+    budget: BudgetArguments,
+    *,
+    priority: Priority | str | None,
+    owner_uid: int | None,
+    owner_gid: int | None,
+    labels: Mapping[str, str],
+    ends_with_agent: bool,
+) -> Operation[Session]:
+    request = _message(
+        operator.CreateSessionRequest,
+        name=name,
+        budget=_message(convert.budget_message, budget=budget_of(budget)),
+        priority=convert.number(priority_of(priority)),
+        owner_uid=owner_uid,
+        owner_gid=owner_gid,
+        labels=dict(labels),
+        ends_with_agent=ends_with_agent,
+    )
+    return Operation("CreateSession", request, _session)
+
+
+def list_sessions() -> Operation[list[Session]]:
+    return Operation(
+        "ListSessions",
+        operator.ListSessionsRequest(),
+        lambda response: [*map(convert.session, response.sessions)],
+    )
+
+
+def get_session(name: str) -> Operation[Session]:
+    return Operation("GetSession", _message(operator.GetSessionRequest, name=name), _session)
+
+
+def update_session(
+    name: str, budget: BudgetArguments, priority: Priority | str | None
+) -> Operation[Session]:
+    request = _message(
+        operator.UpdateSessionRequest,
+        name=name,
+        budget=_message(convert.budget_message, budget=budget_of(budget)),
+        priority=convert.number(priority_of(priority)),
+    )
+    return Operation("UpdateSession", request, _session)
+
+
+def freeze_session(name: str, reason: str, include_agent: bool) -> Operation[Session]:
+    request = _message(operator.FreezeSessionRequest, name=name, reason=reason, include_agent=include_agent)
+    return Operation("FreezeSession", request, _session)
+
+
+def thaw_session(name: str) -> Operation[Session]:
+    return Operation("ThawSession", _message(operator.ThawSessionRequest, name=name), _session)
+
+
+def kill_session(name: str, reason: str, include_agent: bool) -> Operation[int]:
+    request = _message(operator.KillSessionRequest, name=name, reason=reason, include_agent=include_agent)
+    return Operation("KillSession", request, lambda response: int(response.calls_killed))
+
+
+def remove_session(name: str, reason: str) -> Operation[None]:
+    return Operation(
+        "RemoveSession", _message(operator.RemoveSessionRequest, name=name, reason=reason), _nothing
+    )
+
+
+def place_agent(name: str, process: ProcessRef) -> Operation[Session]:
+    request = _message(
+        operator.PlaceAgentRequest, name=name, process=_message(convert.process_message, process=process)
+    )
+    return Operation("PlaceAgent", request, _session)
+
+
+def list_calls(session: str) -> Operation[list[Call]]:
+    request = _message(operator.ListCallsRequest, session=session)
+    return Operation("ListCalls", request, lambda response: [*map(convert.call, response.calls)])
+
+
+def operator_get_call(call_id: str) -> Operation[Call]:
+    request = _message(operator.OperatorServiceGetCallRequest, call_id=call_id)
+    return Operation("GetCall", request, lambda response: convert.call(response.call))
+
+
+def update_call(call_id: str, arguments: IntentArguments) -> Operation[Answer]:
+    request = _message(operator.UpdateCallRequest, call_id=call_id, intent=_intent(intent_of(arguments)))
+    return Operation("UpdateCall", request, lambda response: convert.answer(response.answer))
+
+
+def freeze_call(call_id: str, reason: str) -> Operation[Call]:
+    request = _message(operator.FreezeCallRequest, call_id=call_id, reason=reason)
+    return Operation("FreezeCall", request, lambda response: convert.call(response.call))
+
+
+def thaw_call(call_id: str) -> Operation[Call]:
+    request = _message(operator.ThawCallRequest, call_id=call_id)
+    return Operation("ThawCall", request, lambda response: convert.call(response.call))
+
+
+def kill_call(call_id: str, reason: str) -> Operation[Report]:
+    request = _message(operator.KillCallRequest, call_id=call_id, reason=reason)
+    return Operation("KillCall", request, lambda response: convert.report(response.report))
+
+
+def watch_events(session: str) -> Operation[Feedback]:
+    request = _message(operator.WatchEventsRequest, session=session)
+    return Operation("WatchEvents", request, lambda response: convert.feedback(response.event))
+
+
+def get_host() -> Operation[Host]:
+    return Operation("GetHost", operator.GetHostRequest(), convert.host)
+
+
+def list_history(
+    session: str, verdict: Verdict | None, page_size: int, page_token: str
+) -> Operation[tuple[list[HistoryEntry], str]]:
+    """Entries, newest first, and the token of the next page ("" at the end)."""
+    request = _message(
+        operator.ListHistoryRequest,
+        session=session,
+        verdict=convert.number(verdict),
+        page_size=page_size,
+        page_token=page_token,
+    )
+
+    def read(response: Any) -> tuple[list[HistoryEntry], str]:
+        return [*map(convert.history_entry, response.entries)], response.next_page_token
+
+    return Operation("ListHistory", request, read)

@@ -1,0 +1,355 @@
+"""The nouns of the API as Python values: frozen, typed, with the field names of proto/v1/types.proto.
+
+None is unknown, undeclared or unlimited, as the proto says of the field; it is never 0. Times are aware datetimes in UTC.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+
+class CpuClass(StrEnum):
+    """How a call wants the CPU: decides latency, not share."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BATCH = "batch"
+
+
+class OnExceed(StrEnum):
+    """What happens when a call wants more memory than it expected."""
+
+    STOP = "stop"
+    THROTTLE = "throttle"
+    EXTEND = "extend"
+
+
+class Priority(StrEnum):
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
+class Decision(StrEnum):
+    GRANTED = "granted"
+    TRIMMED = "trimmed"
+    QUEUED = "queued"
+    REFUSED = "refused"
+
+
+class Reason(StrEnum):
+    """Why an intent was trimmed, queued or refused."""
+
+    SESSION_MEMORY = "session_memory"
+    SESSION_CPU = "session_cpu"
+    SESSION_PIDS = "session_pids"
+    SESSION_CALLS = "session_calls"
+    HOST_MEMORY = "host_memory"
+    HOST_CPU = "host_cpu"
+    HOST_PIDS = "host_pids"
+    HOST_CALLS = "host_calls"
+    PARENT_CALL = "parent_call"
+    SESSION_CLOSING = "session_closing"
+    HOST_DRAINING = "host_draining"
+
+
+class CallState(StrEnum):
+    DECLARED = "declared"
+    QUEUED = "queued"
+    RUNNING = "running"
+    FROZEN = "frozen"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+class SessionState(StrEnum):
+    OPEN = "open"
+    FROZEN = "frozen"
+    CLOSING = "closing"
+
+
+class Verdict(StrEnum):
+    """How a call ended, by the kernel's counters."""
+
+    OK = "ok"
+    EXIT_CODE = "exit_code"
+    MEMORY_LIMIT_CALL = "memory_limit_call"
+    MEMORY_LIMIT_SESSION = "memory_limit_session"
+    MEMORY_LIMIT_HOST = "memory_limit_host"
+    PIDS_LIMIT = "pids_limit"
+    DEADLINE = "deadline"
+    THROTTLE_LIMIT = "throttle_limit"
+    OPERATOR = "operator"
+    SESSION_END = "session_end"
+    SIGNAL = "signal"
+    NOT_BEGUN = "not_begun"
+    UNKNOWN = "unknown"
+
+
+class Level(StrEnum):
+    """How much room a session has left."""
+
+    AMPLE = "ample"
+    TIGHT = "tight"
+    CRITICAL = "critical"
+
+
+class FeedbackKind(StrEnum):
+    HELLO = "hello"
+    DECLARED = "declared"
+    REFUSED = "refused"
+    STARTED = "started"
+    WARNING = "warning"
+    ADJUSTED = "adjusted"
+    FROZEN = "frozen"
+    THAWED = "thawed"
+    ENDED = "ended"
+    SESSION = "session"
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a caller declares about a call. None: not declared."""
+
+    memory_bytes: int | None = None
+    memory_max_bytes: int | None = None
+    cpu_milli: int | None = None
+    cpu_weight: int | None = None
+    cpu_class: CpuClass | None = None
+    pids_max: int | None = None
+    expected_duration_ms: int | None = None
+    deadline_ms: int | None = None
+    on_exceed: OnExceed | None = None
+    throttle_limit_ms: int | None = None
+    command: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits in force on a call. None: not limited at this level."""
+
+    memory_bytes: int | None = None
+    memory_high_bytes: int | None = None
+    memory_max_bytes: int | None = None
+    swap_max_bytes: int | None = None
+    cpu_milli: int | None = None
+    cpu_weight: int | None = None
+    pids_max: int | None = None
+    deadline_ms: int | None = None
+    not_enforced: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """One field of an intent that was granted smaller than asked."""
+
+    field: str
+    asked: int
+    granted: int
+    reason: Reason | None
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A place among the calls that wait for room; 1 is next."""
+
+    position: int
+    deadline_ms: int
+    estimated_wait_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the daemon answers to an intent. `call_id` is empty when refused."""
+
+    decision: Decision
+    call_id: str = ""
+    granted: Limits | None = None
+    trims: tuple[Trim, ...] = ()
+    reason: Reason | None = None
+    message: str = ""
+    suggestion: str = ""
+    queue: Queue | None = None
+    expires_at: datetime | None = None
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRef:
+    """A process in the caller's pid namespace, guarded against reuse of its pid; `processes.reference` makes one."""
+
+    pid: int
+    pidfd_inode: int | None = None
+    start_time_ticks: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a cgroup consumed. None: this kernel does not count it."""
+
+    memory_current_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    swap_peak_bytes: int | None = None
+    cpu_usage_us: int | None = None
+    cpu_user_us: int | None = None
+    cpu_system_us: int | None = None
+    cpu_throttled_us: int | None = None
+    pids_current: int | None = None
+    pids_peak: int | None = None
+    pids_max_events: int | None = None
+    memory_high_events: int | None = None
+    memory_max_events: int | None = None
+    oom_kill_events: int | None = None
+    memory_stall_us: int | None = None
+    cpu_stall_us: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The end of a call. Neither `exit_code` nor `signal`: the kernel does not say how the main process ended."""
+
+    call_id: str
+    session: str
+    verdict: Verdict
+    exit_code: int | None = None
+    signal: int | None = None
+    usage: Usage = Usage()
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    duration_ms: int = 0
+    leftover_processes: int = 0
+    message: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A declared, running or ended call. `parent_call_id` is empty directly under the session, `pid` 0 before it began."""
+
+    id: str
+    session: str
+    state: CallState
+    parent_call_id: str = ""
+    intent: Intent = Intent()
+    limits: Limits = Limits()
+    usage: Usage = Usage()
+    declared_at: datetime | None = None
+    started_at: datetime | None = None
+    pid: int = 0
+    cgroup: str = ""
+    report: Report | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a session may use in all. None when asked: the default, or unchanged; when told: not limited."""
+
+    memory_max_bytes: int | None = None
+    agent_memory_bytes: int | None = None
+    swap_max_bytes: int | None = None
+    cpu_milli: int | None = None
+    cpu_weight: int | None = None
+    pids_max: int | None = None
+    calls_max: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A live session, as its operator sees it. `socket_dir` is what a sandbox bind-mounts."""
+
+    name: str
+    state: SessionState
+    budget: Budget
+    priority: Priority | None = None
+    usage: Usage = Usage()
+    memory_reserved_bytes: int = 0
+    calls_live: int = 0
+    calls_ended: int = 0
+    created_at: datetime | None = None
+    socket_dir: str = ""
+    cgroup: str = ""
+    owner_uid: int = 0
+    owner_gid: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    container_id: str = ""
+    ends_with_agent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """The true limits of the caller's session and what one more call could be granted now."""
+
+    session: str
+    budget: Budget
+    priority: Priority | None
+    usage: Usage
+    memory_available_bytes: int
+    cpu_available_milli: int
+    pids_available: int
+    level: Level | None
+    not_enforced: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """One message on the stream. `sequence` rises by one in a session; `lost` counts what this subscriber missed."""
+
+    sequence: int
+    at: datetime | None
+    session: str
+    kind: FeedbackKind | None
+    message: str = ""
+    call_id: str = ""
+    level: Level | None = None
+    advice: str = ""
+    answer: Answer | None = None
+    report: Report | None = None
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """One thing a host can or cannot do; `cost` and `remedy` are empty when it can."""
+
+    name: str
+    available: bool
+    tier: str
+    detail: str = ""
+    cost: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Capacity, use and capabilities of the host, and what the daemon itself costs."""
+
+    version: str
+    kernel: str
+    tier: str
+    capabilities: tuple[Capability, ...] = ()
+    memory_capacity_bytes: int = 0
+    memory_reserved_bytes: int = 0
+    memory_current_bytes: int | None = None
+    cpu_capacity_milli: int = 0
+    sessions: int = 0
+    calls_live: int = 0
+    started_at: datetime | None = None
+    dry_run: bool = False
+    cgroup_root: str = ""
+    daemon_usage: Usage = Usage()
+    daemon_rss_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """An ended call as the history keeps it."""
+
+    report: Report
+    intent: Intent
+    limits: Limits
+    decision: Decision | None
+    parent_call_id: str = ""
