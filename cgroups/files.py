@@ -30,7 +30,7 @@ from agentcgroup.cgroups.values import (
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class InterfaceFile(Generic[T]):
     """One interface file whose content is a ``T``.
 
@@ -46,6 +46,9 @@ class InterfaceFile(Generic[T]):
     writable: bool = True
     readable: bool = True
     is_line_by_line: bool = False
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
 
 
 def _unwritable(value: object) -> NoReturn:

@@ -179,25 +179,12 @@ class Subtree:
             leaf = self.root.create_child(name)
         except CgroupExists:
             leaf = self.root.open_child(name)
-        for _ in range(_EVACUATION_ROUNDS):
-            inside = self.root.process_ids()
-            if not inside:
-                return leaf
-            for pid in inside:
-                with contextlib.suppress(ProcessGone):
-                    try:
-                        leaf.place(pid)
-                    except CgroupError as error:
-                        leaf.close()
-                        raise CgroupBusy(
-                            self.root.path,
-                            f"process {pid} cannot be moved out: {error.reason}",
-                            error.errno or 0,
-                        ) from error
-        leaf.close()
-        raise CgroupBusy(
-            self.root.path, f"processes {inside[:16]} keep forking faster than they can be moved"
-        )
+        try:
+            evacuate(self.root, leaf)
+        except CgroupError:
+            leaf.close()
+            raise
+        return leaf
 
     # ---- what really works --------------------------------------------------------------------------------
 
@@ -244,6 +231,30 @@ class Subtree:
             except CgroupError as error:
                 failed.append((found.path, error.reason))
         return SweepResult(tuple(removed), tuple(failed))
+
+
+def evacuate(source: Cgroup, leaf: Cgroup) -> None:
+    """Move every process that sits in ``source`` itself to ``leaf``, those that are forked meanwhile included.
+
+    Raises :class:`CgroupBusy` when some are left: kernel threads, or processes that fork faster than we
+    move.
+    """
+    inside: tuple[int, ...] = ()
+    for _ in range(_EVACUATION_ROUNDS):
+        inside = source.process_ids()
+        if not inside:
+            return
+        for pid in inside:
+            try:
+                leaf.place(pid)
+            except ProcessGone:
+                continue
+            except CgroupGone:
+                raise
+            except CgroupError as error:
+                reason = f"process {pid} cannot be moved out: {error.reason}"
+                raise CgroupBusy(source.path, reason, error.errno or 0) from error
+    raise CgroupBusy(source.path, f"processes {inside[:16]} fork faster than they can be moved out")
 
 
 def _enable(cgroup: Cgroup, wanted: frozenset[str]) -> None:
