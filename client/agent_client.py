@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -81,7 +82,7 @@ class Client:
 
     def tree(self, call_id: str = "") -> list[Call]:
         """The live calls of the session, or of `call_id` and what runs inside it; parents first."""
-        return self._channel.perform(operations.get_tree(call_id))
+        return list(self._channel.pages(partial(operations.get_tree, call_id)))
 
     def watch(self, call_id: str = "") -> Iterator[Feedback]:
         """What happens to the session's calls, or to `call_id` and what runs inside it, until the session ends."""
@@ -147,7 +148,7 @@ class AsyncClient:
 
     async def tree(self, call_id: str = "") -> list[Call]:
         """The live calls of the session, or of `call_id` and what runs inside it; parents first."""
-        return await self._channel.perform(operations.get_tree(call_id))
+        return [call async for call in self._channel.pages(partial(operations.get_tree, call_id))]
 
     def watch(self, call_id: str = "") -> AsyncIterator[Feedback]:
         """What happens to the session's calls, or to `call_id` and what runs inside it, until the session ends."""

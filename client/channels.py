@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from agentcgroup.client.errors import from_rpc_error
-from agentcgroup.client.operations import Operation
+from agentcgroup.client.operations import Operation, Page
 from agentcgroup.client.places import check_socket_path
 
 Result = TypeVar("Result")
@@ -47,6 +47,14 @@ class SyncChannel:
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.socket_path) from None
         return operation.read(response)
+
+    def pages(self, page_at: Callable[[str], Operation[Page[Result]]]) -> Iterator[Result]:
+        """The items of all pages, asked for as they are needed; `page_at` has the page behind a token."""
+        token: str | None = ""
+        while token is not None:
+            page = self.perform(page_at(token))
+            yield from page.items
+            token = page.next_token or None
 
     def stream(self, operation: Operation[Result]) -> Iterator[Result]:
         """The responses of a streaming operation as they come, without a time limit. Raises ClientError."""
@@ -89,6 +97,15 @@ class AsyncChannel:
             # Asking the kernel why is a connect on a Unix socket: short, but it may block on a full backlog.
             raise await asyncio.to_thread(from_rpc_error, error, self.socket_path) from None
         return operation.read(response)
+
+    async def pages(self, page_at: Callable[[str], Operation[Page[Result]]]) -> AsyncIterator[Result]:
+        """The items of all pages, asked for as they are needed; `page_at` has the page behind a token."""
+        token: str | None = ""
+        while token is not None:
+            page = await self.perform(page_at(token))
+            for item in page.items:
+                yield item
+            token = page.next_token or None
 
     async def stream(self, operation: Operation[Result]) -> AsyncIterator[Result]:
         """The responses of a streaming operation as they come, without a time limit. Raises ClientError."""

@@ -40,8 +40,8 @@ Result = TypeVar("Result")
 _M = TypeVar("_M", bound=Message)
 
 NO_LABELS: Final[Mapping[str, str]] = {}
-# The most that one page of the history can hold.
-MOST_PAGE_SIZE: Final = 1000
+# See ListHistoryRequest.page_size.
+MOST_HISTORY_PAGE_SIZE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,14 @@ class Operation(Generic[Result]):
     method: str
     request: Message
     read: Callable[[Any], Result]
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Result]):
+    """Part of a list; `next_token` is empty at its end."""
+
+    items: list[Result]
+    next_token: str
 
 
 def _message(kind: Callable[..., _M], /, **values: Any) -> _M:
@@ -65,6 +73,10 @@ def _message(kind: Callable[..., _M], /, **values: Any) -> _M:
 
 def _intent(intent: Intent) -> types.Intent:
     return _message(convert.intent_message, intent=intent)
+
+
+def _calls(response: Any) -> Page[Call]:
+    return Page([*map(convert.call, response.calls)], response.next_page_token)
 
 
 def _nothing(_: Message) -> None:
@@ -111,11 +123,9 @@ def get_call(call_id: str) -> Operation[Call]:
     return Operation("GetCall", request, lambda response: convert.call(response.call))
 
 
-def get_tree(call_id: str) -> Operation[list[Call]]:
-    request = _message(agent.GetCallTreeRequest, call_id=call_id)
-    return Operation(
-        "GetCallTree", request, lambda response: [convert.call(each) for each in response.calls]
-    )
+def get_tree(call_id: str, page_token: str) -> Operation[Page[Call]]:
+    request = _message(agent.GetCallTreeRequest, call_id=call_id, page_token=page_token)
+    return Operation("GetCallTree", request, _calls)
 
 
 def watch_feedback(call_id: str) -> Operation[Feedback]:
@@ -204,9 +214,9 @@ def place_agent(name: str, process: ProcessRef) -> Operation[Session]:
     return Operation("PlaceAgent", request, _session)
 
 
-def list_calls(session: str) -> Operation[list[Call]]:
-    request = _message(operator.ListCallsRequest, session=session)
-    return Operation("ListCalls", request, lambda response: [*map(convert.call, response.calls)])
+def list_calls(session: str, page_token: str) -> Operation[Page[Call]]:
+    request = _message(operator.ListCallsRequest, session=session, page_token=page_token)
+    return Operation("ListCalls", request, _calls)
 
 
 def operator_get_call(call_id: str) -> Operation[Call]:
@@ -245,17 +255,17 @@ def get_host() -> Operation[Host]:
 
 def list_history(
     session: str, verdict: Verdict | None, page_size: int, page_token: str
-) -> Operation[tuple[list[HistoryEntry], str]]:
-    """Entries, newest first, and the token of the next page ("" at the end)."""
+) -> Operation[Page[HistoryEntry]]:
+    """Newest first."""
     request = _message(
         operator.ListHistoryRequest,
         session=session,
         verdict=convert.number(verdict),
-        page_size=page_size,
+        page_size=min(page_size, MOST_HISTORY_PAGE_SIZE),
         page_token=page_token,
     )
 
-    def read(response: Any) -> tuple[list[HistoryEntry], str]:
-        return [*map(convert.history_entry, response.entries)], response.next_page_token
+    def read(response: Any) -> Page[HistoryEntry]:
+        return Page([*map(convert.history_entry, response.entries)], response.next_page_token)
 
     return Operation("ListHistory", request, read)

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import Final, Self, Unpack
 
@@ -94,7 +96,7 @@ class OperatorClient:
 
     def calls(self, session: str = "") -> list[Call]:
         """Live calls of `session`, or of all; parents first."""
-        return self._channel.perform(operations.list_calls(session))
+        return list(self._channel.pages(partial(operations.list_calls, session)))
 
     def call(self, call_id: str) -> Call:
         return self._channel.perform(operations.operator_get_call(call_id))
@@ -123,14 +125,10 @@ class OperatorClient:
         self, session: str = "", *, verdict: Verdict | None = None, limit: int = DEFAULT_HISTORY_LIMIT
     ) -> Iterator[HistoryEntry]:
         """At most `limit` ended calls, newest first."""
-        token, left = "", limit
-        while left > 0:
-            size = min(left, operations.MOST_PAGE_SIZE)
-            entries, token = self._channel.perform(operations.list_history(session, verdict, size, token))
-            yield from entries[:left]
-            left -= len(entries)
-            if not token:
-                return
+        if limit > 0:
+            yield from islice(
+                self._channel.pages(partial(operations.list_history, session, verdict, limit)), limit
+            )
 
 
 class AsyncOperatorClient:
@@ -198,7 +196,7 @@ class AsyncOperatorClient:
 
     async def calls(self, session: str = "") -> list[Call]:
         """Live calls of `session`, or of all; parents first."""
-        return await self._channel.perform(operations.list_calls(session))
+        return [call async for call in self._channel.pages(partial(operations.list_calls, session))]
 
     async def call(self, call_id: str) -> Call:
         return await self._channel.perform(operations.operator_get_call(call_id))
@@ -227,14 +225,11 @@ class AsyncOperatorClient:
         self, session: str = "", *, verdict: Verdict | None = None, limit: int = DEFAULT_HISTORY_LIMIT
     ) -> AsyncIterator[HistoryEntry]:
         """At most `limit` ended calls, newest first."""
-        token, left = "", limit
-        while left > 0:
-            size = min(left, operations.MOST_PAGE_SIZE)
-            entries, token = await self._channel.perform(
-                operations.list_history(session, verdict, size, token)
-            )
-            for entry in entries[:left]:
-                yield entry
-            left -= len(entries)
-            if not token:
+        left = limit
+        if left <= 0:
+            return
+        async for entry in self._channel.pages(partial(operations.list_history, session, verdict, limit)):
+            yield entry
+            left -= 1
+            if left == 0:
                 return
