@@ -11,19 +11,20 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from agentcgroup import __version__
 from agentcgroup.daemon.api.server import Api
+from agentcgroup.daemon.host.docker import DockerFollower
+from agentcgroup.daemon.metrics.endpoint import MetricsEndpoint
+
+from agentcgroup import __version__
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.history import open_history
 from agentcgroup.daemon.host import capabilities, systemd
-from agentcgroup.daemon.host.docker import DockerFollower
 from agentcgroup.daemon.host.dry import DryRunHost
 from agentcgroup.daemon.host.linux import LinuxHost
 from agentcgroup.daemon.host.prepare import HostUnfit, limit_root, prepare, sweep
-from agentcgroup.daemon.metrics.endpoint import MetricsEndpoint
 from agentcgroup.daemon.ports import Host
 
 log = logging.getLogger("agentcgroup")

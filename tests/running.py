@@ -1,0 +1,130 @@
+"""A real daemon for a test: its own process, sockets, history and cgroup root; gone without a trace afterwards."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from agentcgroup.cgroups.cgroup import Cgroup
+from agentcgroup.cgroups.errors import CgroupGone
+from agentcgroup.cgroups.membership import cgroup2_mount
+from agentcgroup.client import OperatorClient
+
+START_DEADLINE_S = 60.0
+
+LAUNCHER = Path(sys.executable).parent / "agentcg"
+
+
+class RunningDaemon:
+    """One agentcgroupd. `run_dir` is short because Unix socket paths are."""
+
+    def __init__(self, directory: Path, configuration: str = "", *, unenforced: str = "run") -> None:
+        self.directory = directory
+        self.name = f"agentcgroup-test-{os.getpid()}-{directory.name[-8:]}"
+        self.run_dir = Path("/run") / self.name[-30:]
+        self.root = cgroup2_mount() / self.name
+        self.config = directory / "agentcgroup.toml"
+        self.log = directory / "daemon.log"
+        self.config.write_text(
+            f"""
+[daemon]
+run_dir = "{self.run_dir}"
+state_dir = "{directory}/state"
+log_level = "debug"
+[host]
+cgroup_root = "{self.name}"
+unenforced = "{unenforced}"
+[metrics]
+port = 0
+[docker]
+enabled = false
+{configuration}
+""",
+            encoding="utf-8",
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def operator_socket(self) -> Path:
+        return self.run_dir / "operator.sock"
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "agentcgroup.daemon", "-c", str(self.config)], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + START_DEADLINE_S
+        while "ready: tier" not in self.log.read_text(errors="replace"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the daemon did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
+            time.sleep(0.02)
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def operator(self) -> OperatorClient:
+        return OperatorClient(str(self.operator_socket))
+
+    def session_dir(self, name: str) -> Path:
+        return self.run_dir / "sessions" / name
+
+    def launch(
+        self, session: str, *command: str, options: tuple[str, ...] = (), **keywords: object
+    ) -> "subprocess.Popen[str]":
+        """`agentcg run OPTIONS -- COMMAND` in `session`, as its tools do it."""
+        arguments = [str(LAUNCHER), "run", "--session-dir", str(self.session_dir(session)), *options, "--", *command]
+        return subprocess.Popen(
+            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords  # type: ignore[call-overload, no-any-return]
+        )  # fmt: skip
+
+    def cgroups(self) -> list[str]:
+        """Paths of every cgroup below the root, relative to it."""
+        with Cgroup.open(self.root) as root:
+            found = []
+            for cgroup in root.walk():
+                found.append(os.path.relpath(cgroup.path, root.path))
+                cgroup.close()
+            return found
+
+    def call_cgroups(self) -> list[str]:
+        return [path for path in self.cgroups() if "/calls/" in path]
+
+    def clean(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(30)
+        with contextlib.suppress(CgroupGone), Cgroup.open(self.root) as root:
+            root.remove_tree(10)
+        subprocess.run(["rm", "-rf", str(self.run_dir)], check=True)
+
+
+@contextlib.contextmanager
+def running_daemon(directory: Path, configuration: str = "", *, unenforced: str = "run") -> Iterator[RunningDaemon]:
+    daemon = RunningDaemon(directory, configuration, unenforced=unenforced)
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.clean()
+
+
+def wait_until(condition: object, deadline_s: float = 30.0, what: str = "the condition") -> None:
+    """Waits for `condition()` with growing pauses; fails by name when the deadline passes."""
+    assert callable(condition)
+    end = time.monotonic() + deadline_s
+    pause_s = 0.002
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come true within {deadline_s:g} s"
+        time.sleep(pause_s)
+        pause_s = min(0.1, pause_s * 1.5)
