@@ -41,11 +41,81 @@ $(LAUNCHER): $(wildcard $(PACKAGE)/client/launcher/*.c $(PACKAGE)/client/launche
 ## ---- set-up --------------------------------------------------------------------------------------------------------
 
 .PHONY: setup
-setup: $(VENV)/.ready ## Make the virtual environment and build what is generated
+setup: $(VENV)/.ready generate launcher ## Make the virtual environment and build what is generated
 
-$(VENV)/.ready: pyproject.toml setup.py
-	@echo "setup: virtual environment in $(VENV)" >&2
-	python3 -c 'import sys; sys.exit("setup: Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	python3 -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
+# What Debian has to bring: musl for a launcher that runs in any image, a C compiler, node for the protobuf linter.
+HOST_PACKAGES := musl-tools gcc git python3-venv nodejs npm
+
+build/.host-packages: Makefile
+	@missing=""; for package in $(HOST_PACKAGES); do \
+	    case $$package in \
+	        musl-tools) command -v musl-gcc ;; gcc) command -v gcc ;; git) command -v git ;; \
+	        nodejs) command -v node ;; npm) command -v npm ;; python3-venv) python3 -c 'import venv, ensurepip' ;; \
+	    esac >/dev/null 2>&1 || missing="$$missing $$package"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	    command -v apt-get >/dev/null || { echo "setup: please install:$$missing" >&2; exit 1; }; \
+	    [ "$$(id -u)" = 0 ] || { echo "setup: to install$$missing run as root, or: sudo apt-get install$$missing" >&2; exit 1; }; \
+	    echo "setup: apt-get install$$missing" >&2; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+	@mkdir -p build && touch $@
+
+$(VENV)/.ready: build/.host-packages pyproject.toml setup.py
+	@echo "setup: virtual environment in $(VENV) (a minute the first time)" >&2
+	@python3 -c 'import sys; sys.exit("setup: Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@[ -x $(VENV)/bin/python ] || python3 -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
+
+## ---- the main job ----------------------------------------------------------------------------------------------------
+
+.PHONY: run
+run: setup ## Run three agents under one host budget and report on every call (ARGS="--serve" keeps it up)
+	@$(VENV)/bin/python -m demo $(ARGS)
+
+## ---- tests ---------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: setup ## Run every test, here and in the guest on each kernel
+	@$(VENV)/bin/python tests/run.py
+
+.PHONY: test-here
+test-here: setup ## Run the tests that need no guest (seconds)
+	@$(VENV)/bin/python tests/run.py --here -- $(ARGS)
+
+.PHONY: test-guest
+test-guest: setup ## Run the guest's tests on one kernel: KERNEL=7.3
+	@$(VENV)/bin/python tests/run.py --kernel $(or $(KERNEL),7.3) -- $(ARGS)
+
+.PHONY: check
+check: setup ## Run the linters only
+	@$(VENV)/bin/python -m pytest -q tests/unit/test_linters.py
+
+.PHONY: format
+format: setup ## Format the sources
+	@$(VENV)/bin/ruff check --quiet --fix --select I . && $(VENV)/bin/ruff format .
+
+## ---- measurements --------------------------------------------------------------------------------------------------
+
+.PHONY: bench-launch
+bench-launch: setup ## Measure what a call costs, against fork+exec and systemd-run: JSON under build/bench
+	@$(VENV)/bin/python -m bench.launch $(ARGS)
+
+## ---- documentation and packages ------------------------------------------------------------------------------------
+
+.PHONY: docs
+docs: setup ## Generate docs/metrics.md from the catalogue
+	@$(VENV)/bin/python -m agentcgroup.daemon.metrics > docs/metrics.md
+
+.PHONY: dist
+dist: setup ## Build sdist and wheel in dist/
+	@$(VENV)/bin/python -m build --outdir dist .
+
+.PHONY: clean
+clean: ## Remove everything that is built here, the guest's cache excepted
+	rm -rf build dist $(VENV) src/*.egg-info $(LAUNCHER) $(PACKAGE)/proto/v1/.generated $(PACKAGE)/proto/v1/*_pb2*
+
+.PHONY: clean-vm
+clean-vm: ## Remove the guest's images and kernels
+	@vm/run --clean

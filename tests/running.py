@@ -60,12 +60,16 @@ enabled = false
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "agentcgroup.daemon", "-c", str(self.config)], stdout=log, stderr=log
+                [sys.executable, "-P", "-m", "agentcgroup.daemon", "-c", str(self.config)],
+                stdout=log,
+                stderr=log,
             )
         deadline = time.monotonic() + START_DEADLINE_S
         while "ready: tier" not in self.log.read_text(errors="replace"):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"the daemon did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
+                raise AssertionError(
+                    f"the daemon did not start:\n{self.log.read_text(errors='replace')[-4000:]}"
+                )
             time.sleep(0.02)
 
     def stop(self) -> int:
@@ -83,7 +87,15 @@ enabled = false
         self, session: str, *command: str, options: tuple[str, ...] = (), **keywords: object
     ) -> "subprocess.Popen[str]":
         """`agentcg run OPTIONS -- COMMAND` in `session`, as its tools do it."""
-        arguments = [str(LAUNCHER), "run", "--session-dir", str(self.session_dir(session)), *options, "--", *command]
+        arguments = [
+            str(LAUNCHER),
+            "run",
+            "--session-dir",
+            str(self.session_dir(session)),
+            *options,
+            "--",
+            *command,
+        ]
         return subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords  # type: ignore[call-overload, no-any-return]
         )  # fmt: skip
@@ -110,7 +122,9 @@ enabled = false
 
 
 @contextlib.contextmanager
-def running_daemon(directory: Path, configuration: str = "", *, unenforced: str = "run") -> Iterator[RunningDaemon]:
+def running_daemon(
+    directory: Path, configuration: str = "", *, unenforced: str = "run"
+) -> Iterator[RunningDaemon]:
     daemon = RunningDaemon(directory, configuration, unenforced=unenforced)
     try:
         daemon.start()

@@ -1,0 +1,161 @@
+"""Every test of the project: here, and in the guest on each supported kernel; ends with one line that counts them all.
+
+    python tests/run.py                    everything: what `make test` does
+    python tests/run.py --here             only what needs no guest: seconds
+    python tests/run.py --kernel 7.3       the guest's part on one kernel
+    python tests/run.py --kernel 7.3 -- -k oom    with arguments for pytest
+
+Exit status 0 only when every test passed. A test that is skipped is counted and its reason is printed; in the guest, which
+exists to have what tests need, a skip is a failure.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+BUILD: Final = ROOT / "build" / "test"
+# The kernels on which the guest's part runs: the oldest supported one and the newest.
+KERNELS: Final = ("6.12", "7.3")
+# What needs systemd, Docker and Prometheus is tested on one.
+E2E_KERNEL: Final = "7.3"
+GUEST_TIMEOUT_S: Final = 1500
+_SHARE: Final = "agentcgroup"
+
+
+@dataclass(slots=True)
+class Count:
+    passed: int = 0
+    failed: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+def count(junit: Path, *, skips_fail: bool) -> Count:
+    """The outcome in a JUnit file; a file that is missing is one failure: the run did not end as it should."""
+    total = Count()
+    if not junit.exists():
+        total.failed = 1
+        return total
+    for case in ElementTree.parse(junit).iter("testcase"):
+        skip = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            total.failed += 1
+        elif skip is not None:
+            total.skipped.append(f"{case.get('classname')}.{case.get('name')}: {skip.get('message')}")
+            total.failed += skips_fail
+        else:
+            total.passed += 1
+    return total
+
+
+def run_here(extra: list[str]) -> Count:
+    junit = BUILD / "here.xml"
+    junit.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", f"--junitxml={junit}", "-q", *extra]
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    return _checked(count(junit, skips_fail=False), status)
+
+
+def _checked(total: Count, status: int) -> Count:
+    # pytest can fail outside of any test (a collection error, a crash), which no test case tells.
+    if status not in (0, 1) and total.failed == 0:
+        total.failed = 1
+    return total
+
+
+def _share() -> Path:
+    """A folder with what the guest needs besides the installed package: the tests and what they look at."""
+    share = BUILD / _SHARE
+    shutil.rmtree(share, ignore_errors=True)
+    listed = subprocess.run(
+        [
+            "git",
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "tests",
+            "dashboards",
+            "pyproject.toml",
+            "bench",
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in listed.splitlines():
+        if (ROOT / name).is_file():
+            target = share / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+    return share
+
+
+def run_in_guest(kernel: str, extra: list[str]) -> Count:
+    out = BUILD / f"guest-{kernel}"
+    shutil.rmtree(out, ignore_errors=True)
+    folders = ["tests/kernel", "tests/e2e"] if kernel == E2E_KERNEL else ["tests/kernel"]
+    pytest = [
+        "/opt/agentcgroup/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider",
+        "-c", f"/mnt/share/{_SHARE}/pyproject.toml", f"--rootdir=/mnt/share/{_SHARE}",
+        "--junitxml=/mnt/out/junit.xml", *(f"/mnt/share/{_SHARE}/{folder}" for folder in folders), *extra,
+    ]  # fmt: skip
+    command = [
+        str(ROOT / "vm" / "run"), "--kernel", kernel, "--timeout", str(GUEST_TIMEOUT_S),
+        "--share", str(_share()), "--out", str(out), "--", *pytest,
+    ]  # fmt: skip
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    return _checked(count(out / "junit.xml", skips_fail=True), status)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="tests/run.py"
+    )
+    parser.add_argument("--here", action="store_true", help="only the tests that need no guest")
+    parser.add_argument(
+        "--kernel", action="append", help="only the guest's tests on this kernel; may be repeated"
+    )
+    parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
+    arguments = parser.parse_args()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    stages: list[tuple[str, Count, float]] = []
+
+    def stage(name: str, total: Count, began: float) -> None:
+        stages.append((name, total, time.monotonic() - began))
+
+    if not arguments.kernel:
+        print("== here: unit, integration, native, linters", flush=True)
+        began = time.monotonic()
+        stage("here", run_here(arguments.pytest), began)
+    if not arguments.here:
+        for kernel in arguments.kernel or KERNELS:
+            print(f"== guest: Linux {kernel}", flush=True)
+            began = time.monotonic()
+            stage(f"guest {kernel}", run_in_guest(kernel, arguments.pytest), began)
+
+    print()
+    for name, total, seconds in stages:
+        print(
+            f"{name:12} {total.passed:5} passed {total.failed:4} failed {len(total.skipped):4} skipped  {seconds:6.0f} s"
+        )
+        for reason in total.skipped:
+            print(f"             skipped {reason}")
+    passed = sum(total.passed for _, total, _ in stages)
+    failed = sum(total.failed for _, total, _ in stages)
+    skipped = sum(len(total.skipped) for _, total, _ in stages)
+    print(f"\n{passed} passed, {failed} failed, {skipped} skipped")
+    return 0 if failed == 0 and passed > 0 else 1
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())
