@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sys
 
 from setuptools import setup  # isort: skip  (it provides distutils, so it comes first)
 
