@@ -40,6 +40,10 @@ _BUDGET_NUMBERS: Final = tuple(model.BudgetRequest.__dataclass_fields__)
 _USAGE_NUMBERS: Final = tuple(model.Usage.__dataclass_fields__)
 
 
+# What this host does not enforce, for the reader of limits.
+NotEnforced = tuple[str, ...]
+
+
 def _present(message: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """The numbers of `message` that were sent."""
     return {name: getattr(message, name) for name in names if message.HasField(name)}
@@ -143,8 +147,10 @@ def write_intent(intent: model.Intent) -> pb.Intent:
     )
 
 
-def write_limits(limits: model.CallLimits | None) -> pb.Limits | None:
-    return None if limits is None else pb.Limits(**_known(limits, _LIMIT_NUMBERS))
+def write_limits(limits: model.CallLimits | None, not_enforced: NotEnforced = ()) -> pb.Limits | None:
+    if limits is None:
+        return None
+    return pb.Limits(**_known(limits, _LIMIT_NUMBERS), not_enforced=not_enforced)
 
 
 def write_budget(budget: model.Budget) -> pb.Budget:
@@ -155,11 +161,11 @@ def write_usage(usage: model.Usage) -> pb.Usage:
     return pb.Usage(**_known(usage, _USAGE_NUMBERS))
 
 
-def write_answer(answer: model.Answer) -> pb.Answer:
+def write_answer(answer: model.Answer, not_enforced: NotEnforced = ()) -> pb.Answer:
     return pb.Answer(
         decision=DECISIONS.number(answer.decision),
         call_id=answer.call_id,
-        granted=write_limits(answer.limits),
+        granted=write_limits(answer.limits, not_enforced),
         trims=[
             pb.Trim(
                 field=trim.field, asked=trim.asked, granted=trim.granted, reason=REASONS.number(trim.reason)
@@ -191,7 +197,7 @@ def write_report(report: model.Report) -> pb.Report:
     )
 
 
-def write_call(call: model.ToolCall, usage: model.Usage) -> pb.Call:
+def write_call(call: model.ToolCall, usage: model.Usage, not_enforced: NotEnforced = ()) -> pb.Call:
     """`usage` is read now for a live call and the report's for an ended one."""
     return pb.Call(
         id=call.id,
@@ -199,7 +205,7 @@ def write_call(call: model.ToolCall, usage: model.Usage) -> pb.Call:
         parent_call_id=call.parent_id,
         state=CALL_STATES.number(call.state),
         intent=write_intent(call.intent),
-        limits=write_limits(call.limits),
+        limits=write_limits(call.limits, not_enforced),
         usage=write_usage(usage),
         declared_at=timestamp(call.declared_at_ns),
         started_at=timestamp(call.started_at_ns),

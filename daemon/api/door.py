@@ -1,0 +1,308 @@
+"""The launcher's door: a packet in, the caller in its cgroup, a packet out; see agentcgroup.proto.launch.
+
+This is the hot path of the whole product, so one call is one callback on the event loop: accept, who is it,
+receive, decode, declare, place, reply, close, without a task and without waiting. Only a caller whose packet
+is not there yet is waited for, with a deadline. What arrives here comes from the sandboxed side: nothing of
+it is believed, descriptors that come along are closed whatever happens, and a reply is all that a bad packet
+causes.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from agentcgroup.daemon.api.access import Peer, check_may_place, peer_of, peer_pidfd, process_of
+from agentcgroup.daemon.api.errors import new_incident
+from agentcgroup.daemon.api.texts import read_texts
+from agentcgroup.daemon.controller import Controller
+from agentcgroup.daemon.counters import Door as DoorName
+from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.model import Answer, CallLimits, Decision, ToolCall
+from agentcgroup.proto.launch import (
+    MOST_BYTES,
+    BadMessage,
+    Reply,
+    Request,
+    Status,
+    decode_request,
+    encode_reply,
+)
+
+log = logging.getLogger("agentcgroup.api")
+
+# A launcher sends its packet right after connecting; who has not in this time will not.
+SILENCE_S: Final = 5.0
+MOST_WAITING: Final = 1024
+BACKLOG: Final = 1024
+# Calls served in a row before the other sessions' turn.
+_BURST: Final = 16
+# Descriptors are scarce for everybody then; a pause lets other work give some back.
+_PAUSE_S: Final = 0.1
+
+_MOST_FDS: Final = 4
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MOST_FDS * 4)
+_RECEIVE_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+_SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+# A wrong request is the caller's to mend; what cannot be now is a refusal.
+STATUSES: Final[dict[Kind, Status]] = {
+    Kind.INVALID: Status.INVALID,
+    Kind.NOT_FOUND: Status.INVALID,
+    Kind.EXISTS: Status.INVALID,
+    Kind.DENIED: Status.INVALID,
+    Kind.STATE: Status.REFUSED,
+    Kind.EXHAUSTED: Status.REFUSED,
+    Kind.HOST: Status.REFUSED,
+}
+_STATUS_OF_DECISION: Final = {each: Status(each.value) for each in Decision}
+
+
+@dataclass(slots=True)
+class DoorCounts:
+    """What happened at one door, for its log and the tests."""
+
+    served: int = 0
+    silent: int = 0
+    turned_away: int = 0
+    unheard: int = 0  # the caller was gone before its reply
+
+
+class LaunchDoor:
+    """Serves one session's launch socket until closed. Owns the listening socket."""
+
+    def __init__(self, controller: Controller, session: str, listener: socket.socket) -> None:
+        """`listener` is bound, listening and non-blocking; see agentcgroup.daemon.api.sockets."""
+        self._controller: Final = controller
+        self._session: Final = session
+        self._listener: Final = listener
+        self._loop: Final = asyncio.get_running_loop()
+        self._waiting: Final[dict[int, tuple[socket.socket, asyncio.TimerHandle]]] = {}
+        self._pause: asyncio.TimerHandle | None = None
+        self.counts: Final = DoorCounts()
+        self._loop.add_reader(listener, self._on_connections)
+
+    @property
+    def waiting(self) -> int:
+        """Connections that have not said anything yet."""
+        return len(self._waiting)
+
+    def close(self) -> None:
+        """Stops listening and hangs up on everybody who waits."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        for number in list(self._waiting):
+            self._forget(number).close()
+
+    # ---- connections
+
+    def _on_connections(self) -> None:
+        for _ in range(_BURST):
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._rest(error)
+                return
+            self._serve(connection)
+
+    def _rest(self, error: OSError) -> None:
+        """No descriptor or memory for another connection: those who knock wait in the backlog for a moment."""
+        log.warning("session %s: no connection can be taken: %s; trying again", self._session, error)
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            self._loop.remove_reader(self._listener)
+            self._pause = self._loop.call_later(_PAUSE_S, self._resume)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listener, self._on_connections)
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Answers when the packet is there, else waits for it."""
+        try:
+            received = _receive(connection)
+        except BlockingIOError:
+            self._await_packet(connection)
+            return
+        except OSError:
+            # Reset by the peer: there is nobody to answer.
+            self.counts.unheard += 1
+            connection.close()
+            return
+        if received is None:
+            connection.close()
+            return
+        self._answer(connection, received)
+
+    def _await_packet(self, connection: socket.socket) -> None:
+        if len(self._waiting) >= MOST_WAITING:
+            self.counts.turned_away += 1
+            connection.close()
+            return
+        number = connection.fileno()
+        timer = self._loop.call_later(SILENCE_S, self._give_up, number)
+        self._waiting[number] = connection, timer
+        self._loop.add_reader(number, self._on_packet, number)
+
+    def _on_packet(self, number: int) -> None:
+        self._serve(self._forget(number))
+
+    def _give_up(self, number: int) -> None:
+        self.counts.silent += 1
+        self._forget(number).close()
+
+    def _forget(self, number: int) -> socket.socket:
+        connection, timer = self._waiting.pop(number)
+        timer.cancel()
+        self._loop.remove_reader(number)
+        return connection
+
+    # ---- one call
+
+    def _answer(self, connection: socket.socket, received: "_Received") -> None:
+        try:
+            reply = self._reply(connection, received)
+            self.counts.served += 1
+            try:
+                connection.send(encode_reply(reply), _SEND_FLAGS)
+            except OSError:
+                # Gone, or not reading. A call that was begun is ended by its process's end, as always.
+                self.counts.unheard += 1
+        finally:
+            for fd in received.fds:
+                os.close(fd)
+            connection.close()
+
+    def _reply(self, connection: socket.socket, received: "_Received") -> Reply:
+        started_s = time.perf_counter()
+        try:
+            if received.is_cut:
+                raise BadMessage(
+                    f"message of more than {MOST_BYTES} bytes, or with more than {_MOST_FDS} descriptors"
+                )
+            reply = self._begin(connection, decode_request(received.packet), received.fds)
+        except BadMessage as error:
+            self._controller.counters.request_error(Kind.INVALID)
+            return Reply(Status.INVALID, message=str(error))
+        except RequestError as error:
+            self._controller.counters.request_error(error.kind)
+            return Reply(STATUSES[error.kind], message=error.cause, suggestion=error.next_step)
+        except Exception:
+            incident = new_incident()
+            self._controller.counters.internal_error()
+            log.exception("incident %s: session %s: a launch failed", incident, self._session)
+            return Reply(
+                Status.REFUSED,
+                message=f"agentcgroupd failed on this call (incident {incident})",
+                suggestion="its log says why; the daemon goes on",
+            )
+        if reply.status in (Status.GRANTED, Status.TRIMMED):
+            self._controller.counters.placed(DoorName.LAUNCHER, time.perf_counter() - started_s)
+        return reply
+
+    def _begin(self, connection: socket.socket, request: Request, fds: list[int]) -> Reply:
+        peer = peer_of(connection)
+        pid = self._pid_to_place(peer, fds)
+        if not fds:
+            fds.append(peer_pidfd(connection, peer))
+        inside = self._controller.parent_of(self._session, pid)
+        if request.ticket is not None:
+            call = self._controller.redeem(self._session, request.ticket)
+            self._check_nesting(call, inside)
+            answer = Answer(call.decision, "", call_id=call.id, limits=call.limits)
+        else:
+            intent = read_texts(request.intent, request.labels, request.arguments)
+            answer = self._controller.declare(self._session, intent, inside)
+            if answer.limits is None:
+                return _refusal(answer)
+        # From here on the controller closes the pidfd, whatever happens.
+        self._controller.begin_pidfd(self._session, answer.call_id, pid, fds.pop())
+        return _grant(self._session, answer)
+
+    @staticmethod
+    def _pid_to_place(peer: Peer, fds: list[int]) -> int:
+        if not fds:
+            return peer.pid
+        if len(fds) > 1:
+            raise RequestError(
+                Kind.INVALID, f"{len(fds)} descriptors were sent along", "send one pidfd, or none"
+            )
+        pid = process_of(fds[0])
+        check_may_place(peer, pid)
+        return pid
+
+    def _check_nesting(self, call: ToolCall, inside: str) -> None:
+        """A process in a call may go further in, never out: its limits would not hold it any more."""
+        around = call.parent_id
+        while inside and around != inside:
+            if not around:
+                raise RequestError(
+                    Kind.DENIED,
+                    f"the process runs in call {inside}, and call {call.id} is not inside that one",
+                    f"declare the call with parent_call_id {inside}, or redeem the ticket in the agent's own shell",
+                    "ticket",
+                )
+            around = self._controller.call(self._session, around).parent_id
+
+
+@dataclass(slots=True)
+class _Received:
+    packet: bytes
+    fds: list[int]
+    is_cut: bool
+
+
+def _receive(connection: socket.socket) -> _Received | None:
+    """One packet with the descriptors in it, which the caller closes; None at the end. Raises OSError."""
+    packet, ancillary, flags, _ = connection.recvmsg(MOST_BYTES + 1, _ANCILLARY_BYTES, _RECEIVE_FLAGS)
+    fds: list[int] = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds += struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
+    if not packet and not fds:
+        return None
+    return _Received(packet, fds, bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)))
+
+
+def _refusal(answer: Answer) -> Reply:
+    return Reply(
+        _STATUS_OF_DECISION[answer.decision],
+        message=answer.message,
+        suggestion=answer.suggestion,
+        notices=answer.notices,
+    )
+
+
+def _grant(session: str, answer: Answer) -> Reply:
+    assert answer.limits is not None
+    return Reply(
+        _STATUS_OF_DECISION[answer.decision],
+        call_id=answer.call_id,
+        message=answer.message,
+        suggestion=answer.suggestion,
+        notices=answer.notices,
+        environment=environment(session, answer.call_id, answer.limits),
+    )
+
+
+def environment(session: str, call_id: str, limits: CallLimits) -> tuple[tuple[str, str], ...]:
+    """What the tool finds in its environment about itself; what is not limited is not there."""
+    known = (
+        ("AGENTCGROUP_CALL_ID", call_id),
+        ("AGENTCGROUP_SESSION", session),
+        ("AGENTCGROUP_MEMORY_BYTES", limits.memory_bytes),
+        ("AGENTCGROUP_MEMORY_MAX_BYTES", limits.memory_max_bytes),
+        ("AGENTCGROUP_CPU_MILLI", limits.cpu_milli),
+        ("AGENTCGROUP_PIDS_MAX", limits.pids_max),
+    )
+    return tuple((name, str(value)) for name, value in known if value is not None)

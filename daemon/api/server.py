@@ -1,0 +1,170 @@
+"""The sockets: one gRPC server for operators, and for each session one for its agent and a door for its launchers.
+
+Identity is the socket. gRPC on a Unix socket shows no peer (grpc issue 28755), so each session has a server
+of its own, which costs a file descriptor and a few kilobytes; they share one event loop and gRPC's threads.
+"""
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from agentcgroup.daemon.api import sockets
+from agentcgroup.daemon.api.agent_service import AgentService
+from agentcgroup.daemon.api.door import BACKLOG, LaunchDoor
+from agentcgroup.daemon.api.guard import Guard
+from agentcgroup.daemon.api.operator_service import HistoryReader, OperatorService
+from agentcgroup.daemon.config import Config, ConfigError
+from agentcgroup.daemon.controller import Controller
+from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.model import Session
+from agentcgroup.proto.v1 import agent_pb2, agent_pb2_grpc, operator_pb2, operator_pb2_grpc
+
+log = logging.getLogger("agentcgroup.api")
+
+# The largest request is an intent of a few kilobytes, the largest answer a page of calls or of the history.
+_MOST_REQUEST_BYTES: Final = 1 << 20
+_MOST_RESPONSE_BYTES: Final = 8 << 20
+# One caller can neither use up the daemon's descriptors nor its memory: each bound is a session's own.
+_MOST_CONNECTIONS: Final = 256
+_MOST_STREAMS_PER_CONNECTION: Final = 256
+_MOST_RPCS: Final = 512
+# How long running requests may go on when a socket closes; watching streams are ended before.
+_SESSION_GRACE_S: Final = 0.5
+_STOP_GRACE_S: Final = 2.0
+_DRAIN_S: Final = 5.0
+
+_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    ("grpc.max_receive_message_length", _MOST_REQUEST_BYTES),
+    ("grpc.max_send_message_length", _MOST_RESPONSE_BYTES),
+    ("grpc.max_concurrent_streams", _MOST_STREAMS_PER_CONNECTION),
+    ("grpc.max_allowed_incoming_connections", _MOST_CONNECTIONS),
+)
+_AGENT: Final = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
+_OPERATOR: Final = operator_pb2.DESCRIPTOR.services_by_name["OperatorService"].full_name
+
+
+@dataclass(slots=True)
+class _Served:
+    """The sockets of one session."""
+
+    path: Path
+    server: grpc.aio.Server
+    service: AgentService
+    door: LaunchDoor
+
+
+class Api:
+    """Every socket of the daemon. Implements the controller's Doors."""
+
+    def __init__(self, config: Config, controller: Controller, history: HistoryReader) -> None:
+        self._run_dir: Final = Path(config.daemon.run_dir)
+        self._operator_group: Final = config.daemon.operator_group
+        self._controller: Final = controller
+        self._guard: Final = Guard(controller.counters, "/agentcgroup.")
+        self._operators: Final = OperatorService(controller, history)
+        self._operator_server: grpc.aio.Server | None = None
+        self._sessions: Final[dict[str, _Served]] = {}
+
+    # ---- the operators' socket
+
+    async def start(self) -> None:
+        """Opens the operators' socket. Raises ConfigError. The caller holds the lock of the only daemon."""
+        gid = sockets.operator_gid(self._operator_group)
+        sockets.prepare_run_dir(self._run_dir)
+        path = self._run_dir / sockets.OPERATOR_SOCKET
+        server = self._new_server()
+        operator_pb2_grpc.add_OperatorServiceServicer_to_server(self._operators, server)
+        await _add_standard_services(server, _OPERATOR)
+        with sockets.closed_to_others(self._run_dir):
+            try:
+                server.add_insecure_port(sockets.address(path))
+            except RuntimeError as error:
+                raise ConfigError(f"daemon.run_dir: the socket {path} cannot be bound: {error}") from error
+            sockets.give_to_operators(path, gid)
+        await server.start()
+        self._operator_server = server
+
+    async def stop(self) -> None:
+        """Closes every socket; requests that are being worked on get a moment. The core is still there."""
+        for name in list(self._sessions):
+            await self.close(name)
+        if self._operator_server is not None:
+            self._operators.close()
+            await self._operator_server.stop(_STOP_GRACE_S)
+            self._operator_server = None
+            (self._run_dir / sockets.OPERATOR_SOCKET).unlink(missing_ok=True)
+        if not await self._guard.drain(_DRAIN_S):
+            log.warning(
+                "some requests are still being worked on after %.0f s; stopping without them", _DRAIN_S
+            )
+
+    # ---- a session's sockets
+
+    async def open(self, session: Session) -> None:
+        """Opens the sockets of `session` in its socket_dir. Raises RequestError; then nothing is left of them."""
+        path = Path(session.socket_dir)
+        sockets.make_session_dir(path)
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(_remove, path)
+            server = self._new_server()
+            service = AgentService(self._controller, session.name)
+            agent_pb2_grpc.add_AgentServiceServicer_to_server(service, server)
+            await _add_standard_services(server, _AGENT)
+            _bind(server, path / sockets.AGENT_SOCKET)
+            undo.push_async_callback(server.stop, None)
+            listener = sockets.listen_for_launchers(path / sockets.LAUNCH_SOCKET, BACKLOG)
+            undo.callback(listener.close)
+            sockets.give_to_owner(path, session.owner_uid, session.owner_gid)
+            await server.start()
+            door = LaunchDoor(self._controller, session.name, listener)
+            self._sessions[session.name] = _Served(path, server, service, door)
+            undo.pop_all()
+
+    async def close(self, name: str) -> None:
+        """Closes the session's sockets and removes their directory. A name without sockets is no error."""
+        served = self._sessions.pop(name, None)
+        if served is None:
+            return
+        served.door.close()
+        served.service.close()
+        await served.server.stop(_SESSION_GRACE_S)
+        await asyncio.to_thread(_remove, served.path)
+
+    def _new_server(self) -> grpc.aio.Server:
+        return grpc.aio.server(
+            interceptors=(self._guard,), options=_OPTIONS, maximum_concurrent_rpcs=_MOST_RPCS
+        )
+
+
+async def _add_standard_services(server: grpc.aio.Server, service: str) -> None:
+    """grpc.health.v1, for the server and for `service`, and reflection."""
+    servicer = health.aio.HealthServicer()
+    await servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+
+def _bind(server: grpc.aio.Server, path: Path) -> None:
+    try:
+        server.add_insecure_port(sockets.address(path))
+    except RuntimeError as error:
+        raise RequestError(
+            Kind.HOST,
+            f"the socket {path} cannot be bound: {error}",
+            "look at the directory's rights and free space",
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    try:
+        sockets.remove_session_dir(path)
+    except OSError as error:
+        # Harmless: the next session of that name and the next start remove it.
+        log.warning("%s cannot be removed: %s", path, error)
