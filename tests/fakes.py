@@ -1,0 +1,259 @@
+"""A machine, a history and a clock in memory: real implementations of daemon/ports.py, without limits.
+
+Processes are real, because the edges hold them by pidfd; where they "live" and what they "use" is what a
+test says.
+"""
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.host import processes
+from agentcgroup.daemon.model import (
+    Budget,
+    CallLimits,
+    Capability,
+    ExitStatus,
+    HistoryEntry,
+    OomCounters,
+    ProcessRef,
+    Session,
+    Tier,
+    ToolCall,
+    Usage,
+    Verdict,
+)
+from agentcgroup.daemon.ports import HostListener, Location, Process
+
+
+class FakeClock:
+    """Stands still until a test moves it."""
+
+    def __init__(self, now_ns: int = 1_800_000_000_000_000_000) -> None:
+        self.time_ns = now_ns
+
+    def now_ns(self) -> int:
+        self.time_ns += 1
+        return self.time_ns
+
+
+@dataclass(slots=True)
+class FakeHistory:
+    """Keeps entries, newest first when listed; the page token is the number of entries given so far."""
+
+    entries: list[HistoryEntry] = field(default_factory=list)
+
+    def record(self, entry: HistoryEntry) -> None:
+        self.entries.append(entry)
+
+    def list(
+        self, session: str = "", verdict: Verdict | None = None, page_size: int = 0, page_token: str = ""
+    ) -> tuple["list[HistoryEntry]", str]:
+        if not page_token.isdigit() and page_token:
+            raise RequestError(
+                Kind.INVALID, "page_token is none of this history", "send it unchanged", "page_token"
+            )
+        matching = [
+            entry
+            for entry in reversed(self.entries)
+            if session in ("", entry.report.session) and verdict in (None, entry.report.verdict)
+        ]
+        start = int(page_token or 0)
+        end = start + (page_size or 100)
+        return matching[start:end], str(end) if end < len(matching) else ""
+
+
+@dataclass(slots=True)
+class FakeCall:
+    """One call's cgroup: who is in it, and how often something was done to it."""
+
+    call: ToolCall
+    limits: CallLimits
+    pids: set[int] = field(default_factory=set)
+    frozen: bool = False
+    usage: Usage = Usage()
+    oom: OomCounters = OomCounters(0, 0, 0)
+
+
+class FakeHost:
+    """Sessions and calls in dictionaries. `homes` says in which session's agent leaf a pid lives."""
+
+    not_enforced: tuple[str, ...] = ()
+    cgroup_root = "/fake.slice"
+    tier = Tier.CGROUP
+    capabilities: tuple[Capability, ...] = (
+        Capability("cgroup.kill", True, Tier.CGROUP, "found"),
+        Capability("bpf", False, Tier.BPF, "no BTF", cost="events come later", remedy="a kernel with BTF"),
+    )
+    cpu_capacity_milli = 2000
+
+    def __init__(self, memory_capacity_bytes: int = 8 << 30) -> None:
+        self.memory_capacity_bytes = memory_capacity_bytes
+        self.listener: HostListener | None = None
+        self.sessions: dict[str, Budget] = {}
+        self.calls: dict[str, FakeCall] = {}
+        self.homes: dict[int, str] = {}
+        self.statuses: dict[int, ExitStatus] = {}
+        self.done: Counter[str] = Counter()
+        # What the next operation of this name fails with, once.
+        self.failures: dict[str, RequestError] = {}
+        self._watched: set[int] = set()
+
+    def _do(self, what: str) -> None:
+        self.done[what] += 1
+        failure = self.failures.pop(what, None)
+        if failure is not None:
+            raise failure
+
+    def listen(self, listener: HostListener) -> None:
+        self.listener = listener
+
+    def close(self) -> None:
+        for pidfd in list(self._watched):
+            self.forget_process(pidfd)
+
+    # ---- sessions
+
+    def open_session(self, session: Session) -> str:
+        self._do("open_session")
+        self.sessions[session.name] = session.budget
+        return f"{self.cgroup_root}/{session.name}"
+
+    def adopt_session(self, session: Session, cgroup_path: str) -> str:
+        self._do("adopt_session")
+        self.sessions[session.name] = session.budget
+        return cgroup_path
+
+    def apply_budget(self, session: Session, budget: Budget) -> None:
+        self._do("apply_budget")
+        self.sessions[session.name] = budget
+
+    def place_agent(self, session: str, pid: int) -> None:
+        self._do("place_agent")
+        self.homes[pid] = session
+
+    def session_usage(self, session: str) -> Usage:
+        return Usage(memory_current_bytes=1 << 20, pids_current=1)
+
+    def freeze_session(self, session: str, frozen: bool, include_agent: bool) -> None:
+        self._do("freeze_session")
+
+    def kill_agent(self, session: str) -> None:
+        self._do("kill_agent")
+        for pid in [pid for pid, home in self.homes.items() if home == session]:
+            os.kill(pid, signal.SIGKILL)
+
+    async def close_session(self, session: str) -> None:
+        self._do("close_session")
+        self.sessions.pop(session, None)
+        self.homes = {pid: home for pid, home in self.homes.items() if home != session}
+
+    # ---- calls
+
+    def create_call(self, call: ToolCall) -> str:
+        self._do("create_call")
+        self.calls[call.id] = FakeCall(call, call.limits)
+        return f"{self.cgroup_root}/{call.session}/calls/{call.id}"
+
+    def apply_limits(self, call: ToolCall, limits: CallLimits) -> None:
+        self._do("apply_limits")
+        self.calls[call.id].limits = limits
+
+    def place(self, call_id: str, pid: int) -> None:
+        self._do("place")
+        for other in self.calls.values():
+            other.pids.discard(pid)
+        self.calls[call_id].pids.add(pid)
+
+    def freeze_call(self, call_id: str, frozen: bool) -> None:
+        self._do("freeze_call")
+        self.calls[call_id].frozen = frozen
+
+    def call_usage(self, call_id: str) -> Usage:
+        call = self.calls.get(call_id)
+        return call.usage if call else Usage()
+
+    def oom_counters(self, call_id: str) -> OomCounters:
+        call = self.calls.get(call_id)
+        return call.oom if call else OomCounters()
+
+    def kill_call(self, call_id: str) -> int:
+        self._do("kill_call")
+        call = self.calls.get(call_id)
+        alive = [pid for pid in call.pids if _is_alive(pid)] if call else []
+        for pid in alive:
+            os.kill(pid, signal.SIGKILL)
+        return len(alive)
+
+    async def drained(self, call_id: str, deadline_s: float) -> bool:
+        call = self.calls.get(call_id)
+        try:
+            async with asyncio.timeout(deadline_s):
+                # Other people's processes: nothing here is told when they have left the kernel.
+                while call and any(_is_alive(pid) for pid in call.pids):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            return False
+        return True
+
+    def remove_call(self, call_id: str) -> bool:
+        self._do("remove_call")
+        self.calls.pop(call_id, None)
+        return True
+
+    # ---- processes
+
+    def open_process(self, session: Session, process: ProcessRef) -> Process:
+        return processes.hold(process)
+
+    def locate(self, pid: int) -> Location:
+        for call_id, group in self.calls.items():
+            if pid in group.pids:
+                return Location(group.call.session, call_id)
+        return Location(self.homes.get(pid, ""))
+
+    def watch_process(
+        self, pidfd: int, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        pid = _pid_of(pidfd)
+
+        def ended() -> None:
+            self.forget_process(pidfd)
+            on_exit()
+            on_status(self.statuses.get(pid, ExitStatus()))
+
+        self._watched.add(pidfd)
+        loop.add_reader(pidfd, ended)
+
+    def forget_process(self, pidfd: int) -> None:
+        if pidfd in self._watched:
+            self._watched.discard(pidfd)
+            asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+
+    # ---- the daemon itself
+
+    def memory_current_bytes(self) -> int | None:
+        return 100 << 20
+
+    def daemon_usage(self) -> tuple[Usage, int]:
+        return Usage(cpu_usage_us=1000), 40 << 20
+
+
+def _pid_of(pidfd: int) -> int:
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
+
+
+def _is_alive(pid: int) -> bool:
+    """A zombie is not: it has left its cgroup for good, only its parent has not looked yet."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
