@@ -1,0 +1,1 @@
+"""The command line `agentcg`, except `agentcg run`, which is native (client/launcher)."""

@@ -1,0 +1,68 @@
+"""Entry of `agentcg` for everything but `run`: reads the command line, carries out the command, words its failure."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+
+from agentcgroup import __version__
+from agentcgroup.client.cli import call, check, history, limits, output, session, watch
+from agentcgroup.client.cli.statuses import ExitStatus, as_help, status_of
+from agentcgroup.client.errors import ClientError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of everything that is not native."""
+    parser = argparse.ArgumentParser(
+        prog="agentcg",
+        description="Runs and watches the tool calls of coding agents, each in a kernel resource domain of its own.",
+        epilog=as_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"agentcg {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    # Here for its name; the launcher carries it out without coming this way.
+    subparsers.add_parser(
+        "run", help="run a command as a tool call (native: agentcg run --help)", add_help=False
+    )
+    for module in (limits, watch, session, call, history, check):
+        module.add_parser(subparsers)
+    return parser
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    # argparse would give what stands behind -- to the first positional that takes more than one word.
+    head, behind = list(words), None
+    if "--" in head:
+        at = head.index("--")
+        head, behind = head[:at], head[at + 1 :]
+    parser = build_parser()
+    arguments = parser.parse_args(head)
+    if behind is not None and not hasattr(arguments, "takes_behind"):
+        parser.error(f"nothing can stand behind -- here: {' '.join(behind)}")
+    arguments.behind = behind
+    return arguments
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Carries out the command in `words` (sys.argv by default) and returns its exit status."""
+    # A reader that has seen enough (agentcg history | head) ends this program as it ends any other.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    arguments = _parse(sys.argv[1:] if words is None else words)
+    if not hasattr(arguments, "run"):
+        print("agentcg: run is native: call the agentcg command, not its Python part", file=sys.stderr)
+        return ExitStatus.INVALID
+    try:
+        status: int = arguments.run(arguments)
+        return status
+    except ClientError as error:
+        status = status_of(error)
+        output.complain(error, json_wanted=arguments.json, exit_status=status)
+        return status
+    except KeyboardInterrupt:
+        return ExitStatus.INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

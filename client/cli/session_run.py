@@ -1,0 +1,146 @@
+"""`agentcg session run`: starts an agent as the agent of a session of its own, by becoming it.
+
+What can fail is done before this process is in the session: removing the session later would kill it before it said why.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+
+from agentcgroup.client import places
+from agentcgroup.client.agent_client import Client
+from agentcgroup.client.cli import identity, options
+from agentcgroup.client.cli.output import shown
+from agentcgroup.client.cli.statuses import ExitStatus
+from agentcgroup.client.errors import ClientError, InvalidRequest
+from agentcgroup.client.operator_client import OperatorClient
+from agentcgroup.client.values import Session, SessionLimits
+
+
+def add_parser(subparsers: options.Subparsers) -> None:
+    parser = options.add_command(
+        subparsers,
+        "run",
+        _run,
+        summary="start an agent in a session of its own",
+        description="Makes the session NAME, enters its agent leaf and becomes AGENT: process id, terminal, signals and\n"
+        "exit status are the agent's own. The session is removed when the agent ends, unless --keep is given.\n"
+        "The agent runs as whoever called sudo, or as --user; it finds in its environment\n"
+        "  AGENTCGROUP_SESSION_DIR   the session's sockets, for agentcg run, agentcg limits and the SDK\n"
+        "  AGENTCGROUP_SESSION       the session's name\n"
+        "  AGENTCGROUP_MEMORY_BYTES  memory of the session in all\n"
+        "  AGENTCGROUP_CPU_MILLI     CPU it can get, in thousandths of a core\n"
+        "  AGENTCGROUP_LAUNCHER      the path of agentcg",
+        examples=(
+            "sudo agentcg session run reviewer --memory 4G --priority high -- my-agent --task 42",
+            "sudo agentcg session run sandbox --user nobody --keep -- bash",
+        ),
+    )
+    parser.add_argument("name", help="1 to 63 characters of a-z, 0-9, '.', '_', '-'")
+    parser.add_argument(
+        "--user", metavar="USER", help="run the agent as NAME, UID or UID:GID; root only when asked so"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the session when the agent ends")
+    options.add_budget(parser)
+    options.add_labels(parser)
+    options.add_operator_socket(parser)
+    parser.usage = "agentcg session run NAME [OPTIONS] -- AGENT [ARGUMENT...]"
+    # What stands behind -- is set aside before argparse sees it; this catches an agent without --.
+    parser.add_argument("before", nargs="*", help=argparse.SUPPRESS)
+    parser.set_defaults(takes_behind=True)
+
+
+def _command(arguments: argparse.Namespace) -> list[str]:
+    if arguments.before:
+        raise InvalidRequest(
+            f"'{arguments.before[0]}' stands before --",
+            "Write the agent's command line behind --, for example -- my-agent",
+        )
+    if not arguments.behind:
+        raise InvalidRequest(
+            "there is no agent to run", "Write its command line behind --, for example -- my-agent"
+        )
+    return list(arguments.behind)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    command = _command(arguments)
+    user = identity.choose(arguments.user, os.environ, os.getuid(), os.getgid())
+    program = shutil.which(command[0])
+    if program is None:
+        exists = os.sep in command[0] and os.path.exists(command[0])
+        print(
+            f"agentcg: {command[0]}: {'cannot be executed' if exists else 'command not found'}",
+            file=sys.stderr,
+        )
+        return ExitStatus.NOT_EXECUTABLE if exists else ExitStatus.COMMAND_NOT_FOUND
+    launcher = places.launcher()
+    with options.operator_client(arguments) as client:
+        session = client.create_session(
+            arguments.name,
+            priority=arguments.priority,
+            owner_uid=user.uid,
+            owner_gid=user.gid,
+            labels=options.labels_of(arguments),
+            ends_with_agent=not arguments.keep,
+            **options.budget_of(arguments),
+        )
+        limits = _enter(client, session)
+    environment = identity.environment_of(user, os.environ, os.getuid()) | {
+        places.SESSION_DIR_VARIABLE: session.socket_dir,
+        "AGENTCGROUP_SESSION": session.name,
+        "AGENTCGROUP_CPU_MILLI": str(limits.cpu_available_milli),
+        "AGENTCGROUP_LAUNCHER": launcher,
+    }
+    if limits.budget.memory_max_bytes is not None:
+        environment["AGENTCGROUP_MEMORY_BYTES"] = str(limits.budget.memory_max_bytes)
+    return _become(user, program, command, environment, launcher)
+
+
+def _enter(client: OperatorClient, session: Session) -> SessionLimits:
+    """Reads the session's true limits over its own socket and enters its agent leaf; on failure the session is removed."""
+    try:
+        with Client(session.socket_dir) as agent:
+            limits = agent.limits()
+        client.place_agent(session.name, os.getpid())
+        return limits
+    except ClientError as error:
+        try:
+            client.remove_session(session.name, reason="its agent could not be started")
+        except ClientError as second:
+            error.add_note(f"and the session {session.name} could not be removed: {second}")
+        raise
+
+
+def _become(
+    user: identity.Identity, program: str, command: list[str], environment: dict[str, str], launcher: str
+) -> int:
+    """Becomes `program` as `user`; comes back only with an exit status."""
+    try:
+        identity.become(user)
+    except OSError as error:
+        who = user.name or user.uid
+        print(f"agentcg: cannot become {who}: {error.strerror}", file=sys.stderr)
+        return ExitStatus.DENIED
+    if not os.access(launcher, os.X_OK):
+        print(
+            f"agentcg: {shown(launcher)} cannot be executed by {user.name or user.uid}: tools of this agent run without "
+            "limits\nagentcg: install agentcgroup where every user may read it",
+            file=sys.stderr,
+        )
+    # Python ignores these two; an agent and its tools expect what every program starts with.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execve(program, command, environment)
+    except OSError as error:
+        print(f"agentcg: {command[0]}: {error.strerror}", file=sys.stderr)
+        return (
+            ExitStatus.COMMAND_NOT_FOUND
+            if isinstance(error, FileNotFoundError)
+            else ExitStatus.NOT_EXECUTABLE
+        )
