@@ -1,0 +1,65 @@
+"""Disk images: ext4 file systems made from directories, without mounting anything.
+
+The root needs a partition, because ``root=PARTLABEL=`` is the one name of it that the kernel resolves by itself: NVMe
+namespaces come up in no fixed order, so device names say nothing. The other disks are bare file systems, which the
+guest finds by their namespace number. Programs: mke2fs(8) ``-d``, sfdisk(8).
+"""
+
+import os
+from pathlib import Path
+
+from vm.steps import read_output, run_logged
+
+# Raise this when images are made differently.
+LAYER_FORMAT = "2"
+
+ROOT_LABEL = "acg-root"
+MIB = 1024 * 1024
+BLOCK_BYTES = 4096
+PARTITION_OFFSET_BYTES = MIB
+# GPT keeps a copy of itself at the end of the disk.
+PARTITION_TAIL_BYTES = MIB
+
+
+def tree_size_bytes(tree: Path) -> int:
+    """Return an upper estimate of what a directory takes in a file system, in bytes."""
+    length_bytes = int(read_output(["du", "-s", "--apparent-size", "--block-size=1", tree]).split()[0])
+    inodes = int(read_output(["du", "-s", "--inodes", tree]).split()[0])
+    return length_bytes + inodes * BLOCK_BYTES
+
+
+def make_image(image: Path, tree: Path | None, log: Path, *, size_bytes: int | None = None,
+               is_journaled: bool = False) -> None:
+    """Make a sparse file with an ext4 file system that holds a copy of ``tree`` (None: empty).
+
+    Without ``size_bytes`` it is as large as the tree needs, with some room to spare.
+    """
+    image.unlink(missing_ok=True)
+    size_bytes = size_bytes or _room_bytes(tree)
+    _make_file_system(image, tree, log, size_bytes, 0, is_journaled)
+
+
+def make_root_image(image: Path, tree: Path, log: Path, size_bytes: int) -> None:
+    """Make a sparse disk image with one partition labelled ROOT_LABEL that holds a copy of ``tree``."""
+    image.unlink(missing_ok=True)
+    with image.open("wb") as file:
+        file.truncate(PARTITION_OFFSET_BYTES + size_bytes + PARTITION_TAIL_BYTES)
+    layout = f'label: gpt\\nstart={PARTITION_OFFSET_BYTES // 512}, size={size_bytes // 512}, name="{ROOT_LABEL}"\\n'
+    run_logged(["sh", "-c", f"printf '{layout}' | sfdisk -q --no-reread --no-tell-kernel \"$1\"", "sh", image], log)
+    _make_file_system(image, tree, log, size_bytes, PARTITION_OFFSET_BYTES, False)
+
+
+def _room_bytes(tree: Path | None) -> int:
+    return (tree_size_bytes(tree) * 5 // 4 if tree else 0) + 16 * MIB
+
+
+def _make_file_system(image: Path, tree: Path | None, log: Path, size_bytes: int, offset_bytes: int,
+                      is_journaled: bool) -> None:
+    features = "^metadata_csum" if is_journaled else "^has_journal,^metadata_csum"
+    source = ["-d", os.fspath(tree)] if tree else []
+    options = f"offset={offset_bytes},lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"
+    run_logged(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK_BYTES), "-m", "0", "-O", features, *source,
+         "-E", options, image, str(-(-size_bytes // BLOCK_BYTES))], log,
+        hint="Next step: check the free space of the cache's file system.",
+    )

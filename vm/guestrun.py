@@ -1,0 +1,215 @@
+"""One run of a guest: boots it, hands it the job, passes its output on, and says how it ended."""
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from types import FrameType
+
+from vm.channel import ChannelError, Decoder, Frame, Job, Kind, encode
+from vm.console import Console
+from vm.outcome import ExitStatus
+from vm.qemu import Machine, Running, start
+from vm.steps import say
+
+CHUNK_BYTES = 65536
+# How long the guest may take to stop its command and to flush what it wrote, once asked.
+STOP_GRACE_S = 20.0
+# A panicking kernel goes on printing, then QEMU ends by itself.
+LAST_WORDS_S = 2.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """What is known about a run while it goes on."""
+
+    # Seconds from power-on to the command's start, as the guest's kernel counts them.
+    started_at_s: float | None = None
+    status: int | None = None
+    problem: str = ""
+    stop_signals: tuple[int, ...] = ()
+    has_timed_out: bool = False
+    has_lost_guest: bool = False
+    has_lost_reader: bool = False
+
+
+@contextmanager
+def stop_requests(progress: Progress) -> Iterator[socket.socket]:
+    """Collect SIGINT, SIGTERM and SIGHUP in ``progress`` instead of dying; gives a socket that becomes readable then."""
+    wake, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        progress.stop_signals += (number,)
+        with contextlib.suppress(BlockingIOError):
+            theirs.send(b"s")
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, note) for number in numbers]
+    try:
+        yield wake
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        wake.close()
+        theirs.close()
+
+
+class GuestRun:
+    """A guest from its boot to its end."""
+
+    def __init__(self, machine: Machine, job: Job, timeout_s: float, console_log: Path) -> None:
+        self.machine = machine
+        self.timeout_s = timeout_s
+        self.console_log = console_log
+        self.progress = Progress()
+        self.console = Console()
+        self.decoder = Decoder()
+        self.outgoing = bytearray(job.encode())
+
+    def run(self, scratch: Path, held_fds: Sequence[int] = ()) -> int:
+        """Boot, run the job, stop the guest; returns the status to exit with, having said on stderr why."""
+        self.console_log.parent.mkdir(parents=True, exist_ok=True)
+        with stop_requests(self.progress) as wake, self.console_log.open("wb", buffering=0) as log:
+            running = start(self.machine, scratch, held_fds=held_fds)
+            try:
+                self._follow(running, wake, log)
+                if self.progress.status is None:
+                    self._hear_last_words(running.console, log)
+            finally:
+                running.process.kill()
+                running.process.wait()
+                running.console.close()
+                running.channel.close()
+        return self._conclude(running)
+
+    def _follow(self, running: Running, wake: socket.socket, log: FileIO) -> None:
+        """Pass data on until the command has ended, the guest is lost, or it is time to give up."""
+        progress = self.progress
+        deadline = time.monotonic() + self.timeout_s
+        is_stopping = False
+        running.channel.setblocking(False)
+        with selectors.DefaultSelector() as selector:
+            for source in (running.console, running.channel, wake):
+                selector.register(source, selectors.EVENT_READ)
+            while progress.status is None and not progress.has_lost_guest and not self.console.has_panicked:
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outgoing else 0)
+                selector.modify(running.channel, events)
+                for key, mask in selector.select(max(0.0, deadline - time.monotonic())):
+                    if key.fileobj is running.console:
+                        self._read_console(running.console, log)
+                    elif key.fileobj is wake:
+                        wake.recv(CHUNK_BYTES)
+                    else:
+                        self._serve_channel(running.channel, mask)
+                if progress.has_lost_reader or len(progress.stop_signals) > 1:
+                    return
+                is_late = time.monotonic() >= deadline
+                if is_late and is_stopping:
+                    return
+                progress.has_timed_out |= is_late
+                if (progress.stop_signals or is_late) and not is_stopping and progress.status is None:
+                    if progress.started_at_s is None:
+                        return
+                    is_stopping = True
+                    self.outgoing += encode(Kind.STOP)
+                    deadline = time.monotonic() + STOP_GRACE_S
+
+    def _read_console(self, console: socket.socket, log: FileIO) -> bool:
+        data = console.recv(CHUNK_BYTES)
+        if not data:
+            self.progress.has_lost_guest = True
+            return False
+        log.write(data)
+        self.console.feed(data)
+        return True
+
+    def _hear_last_words(self, console: socket.socket, log: FileIO) -> None:
+        deadline = time.monotonic() + LAST_WORDS_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(console, selectors.EVENT_READ)
+            while selector.select(max(0.0, deadline - time.monotonic())):
+                if not self._read_console(console, log):
+                    return
+
+    def _serve_channel(self, channel: socket.socket, mask: int) -> None:
+        if mask & selectors.EVENT_WRITE:
+            del self.outgoing[:channel.send(self.outgoing)]
+        if not mask & selectors.EVENT_READ:
+            return
+        try:
+            data = channel.recv(CHUNK_BYTES)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self.progress.has_lost_guest = True
+            return
+        try:
+            for frame in self.decoder.feed(data):
+                self._take(frame)
+        except ChannelError as error:
+            self.progress.problem = f"the guest's channel is out of step: {error}"
+            self.progress.has_lost_guest = True
+
+    def _take(self, frame: Frame) -> None:
+        match frame.kind:
+            case Kind.STDOUT:
+                self._pass_on(sys.stdout.fileno(), frame.body)
+            case Kind.STDERR:
+                self._pass_on(sys.stderr.fileno(), frame.body)
+            case Kind.STARTED:
+                self.progress.started_at_s = float(frame.body)
+            case Kind.ENDED:
+                self.progress.status = int(frame.body)
+            case Kind.PROBLEM:
+                self.progress.problem = frame.body.decode(errors="replace")
+            case Kind.JOB | Kind.STOP:
+                raise ChannelError(f"the guest sent {frame.kind.name}")
+
+    def _pass_on(self, descriptor: int, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(descriptor, view):]
+        except BrokenPipeError:
+            self.progress.has_lost_reader = True
+
+    def _conclude(self, running: Running) -> int:
+        progress = self.progress
+        if self.console.has_panicked:
+            return self._report(running, ExitStatus.PANIC, "the guest's kernel panicked")
+        if progress.has_timed_out:
+            when = "while its command ran" if progress.started_at_s is not None else "before its command had started"
+            return self._report(running, ExitStatus.TIMEOUT, f"the guest was stopped after {self.timeout_s:g} s {when}")
+        if progress.stop_signals:
+            name = signal.Signals(progress.stop_signals[0]).name
+            say(f"{name}: the guest was stopped")
+            return 128 + progress.stop_signals[0]
+        if progress.has_lost_reader:
+            return 128 + signal.SIGPIPE
+        if progress.status is None:
+            return self._report(running, ExitStatus.GUEST_LOST, "the guest went away without saying how its command ended")
+        if progress.problem:
+            say(progress.problem)
+        return progress.status
+
+    def _report(self, running: Running, status: ExitStatus, what: str) -> int:
+        say(f"{what} (status {status.value})")
+        if self.progress.problem:
+            say(f"the guest said: {self.progress.problem}")
+        complaints = running.errors.read_text(errors="replace").strip()
+        if complaints:
+            say(f"QEMU said: {complaints}")
+        lines = self.console.last_lines()
+        say(f"last lines of its console (all of them: {self.console_log}):" if lines else "its console stayed empty")
+        for line in lines:
+            print(f"    {line}", file=sys.stderr)
+        return status
