@@ -1,9 +1,10 @@
 """The launcher's message: what `agentcg run` says to the daemon and hears back, version 1.
 
-Transport: a SOCK_SEQPACKET Unix socket, `launch.sock` in the session's directory. One packet is one message, at most
-MOST_BYTES long; it is a list of NUL-terminated records, the first of which is the protocol's name and version, every
-other `key=value`. Values are bytes without NUL and mean what the option of the same name means to `agentcg run`; the
-daemon, not the launcher, reads quantities, so that there is one syntax and one error message.
+Transport: a SOCK_SEQPACKET Unix socket, `launch.sock` in the session's directory. One packet is one message,
+at most MOST_BYTES long; it is a list of NUL-terminated records, the first of which is the protocol's name
+and version, every other `key=value`. Values are bytes without NUL and mean what the option of the same name
+means to `agentcg run`; the daemon, not the launcher, reads quantities, so that there is one syntax and one
+error message.
 
 Request (launcher -> daemon), at most once on a connection:
 
@@ -20,8 +21,9 @@ Reply (daemon -> launcher): any number of `status=queued`, then exactly one of t
     call=ID   message=TEXT   suggestion=TEXT   notice=TEXT (any number)
     env=NAME=VALUE                                    to be set for the tool, any number
 
-After `granted` or `trimmed` the process is in its cgroup; the launcher executes the tool and thereby closes the socket
-(close-on-exec). A daemon that goes away mid-way is a closed socket: the launcher then does as its --if-unreachable says.
+After `granted` or `trimmed` the process is in its cgroup; the launcher executes the tool and thereby closes
+the socket (close-on-exec). A daemon that goes away mid-way is a closed socket: the launcher then does as its
+--if-unreachable says.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,6 +34,10 @@ from typing import Final
 MAGIC: Final = b"agentcgroup-launch/1"
 MOST_BYTES: Final = 16 * 1024
 SOCKET_NAME: Final = "launch.sock"
+
+# Texts of a reply that are sent, and how much of each: with call and environment they stay below MOST_BYTES.
+_MOST_TEXTS: Final = 6
+_MOST_TEXT_BYTES: Final = 2000
 
 # Intent fields of a request; each may stand once.
 INTENT_KEYS: Final = frozenset(
@@ -156,8 +162,15 @@ def encode_reply(reply: Reply) -> bytes:
         ("suggestion", reply.suggestion),
         *(("notice", notice) for notice in reply.notices),
     )
-    pairs += ((key, value[:2000].replace("\0", " ")) for key, value in texts[:6] if value)
+    pairs += ((key, _cut(value)) for key, value in texts[:_MOST_TEXTS] if value)
     return _pack(pairs)
+
+
+def _cut(text: str) -> str:
+    """`text` without NUL, in at most _MOST_TEXT_BYTES."""
+    clean = text.replace("\0", " ")
+    encoded = clean.encode(errors="surrogateescape")
+    return clean if len(encoded) <= _MOST_TEXT_BYTES else encoded[:_MOST_TEXT_BYTES].decode(errors="ignore")
 
 
 def decode_reply(packet: bytes) -> Reply:

@@ -1,17 +1,20 @@
 """Quantities as people write them, read and printed the same way by launcher, CLI, API and configuration.
 
-Sizes are binary (2G is 2 GiB), as the kernel's own memparse reads them for memory.max; CPU is in cores (1.5) or
-thousandths (1500m); durations are in seconds unless a unit says otherwise (90, 500ms, 10m, 1h30m).
+Sizes are binary (2G is 2 GiB), as the kernel's own memparse reads them for memory.max; CPU is in cores (1.5)
+or thousandths (1500m); durations are in seconds unless a unit says otherwise (90, 500ms, 10m, 1h30m).
 """
 
 import re
 from typing import Final
 
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
+# These texts come from sandboxed callers. So the digits are bounded, and no pattern can match the same text
+# in two ways, for then a failed match would take exponential time.
+_NUMBER: Final = r"\d{1,20}(?:\.\d{1,20})?"
+_SIZE: Final = re.compile(rf"({_NUMBER})\s?([kmgtpe]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _SIZE_SHIFT: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-_CPU: Final = re.compile(r"(\d+(?:\.\d+)?)(m?)", re.ASCII)
-_DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d)?)+", re.ASCII)
-_DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
+_CPU: Final = re.compile(rf"({_NUMBER})(m?)", re.ASCII)
+_DURATION: Final = re.compile(rf"{_NUMBER}|(?:{_NUMBER}(?:ms|s|m|h|d))+", re.ASCII)
+_DURATION_PART: Final = re.compile(rf"({_NUMBER})(ms|s|m|h|d)?", re.ASCII)
 _DURATION_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 # What one field of the API can carry.
