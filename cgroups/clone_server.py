@@ -32,6 +32,9 @@ SYS_CLONE3: Final = 435  # the same on every architecture, as all calls since 42
 # clone(2) by uname machine; elsewhere only clone3 is tried.
 SYS_CLONE: Final = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "ppc64le": 120}
 
+# The second argument.
+WITH_CLONE3: Final = "clone3"
+WITHOUT_CLONE3: Final = "clone"
 LENGTH_BYTES: Final = 4
 DESCRIPTORS: Final = 5
 
@@ -51,8 +54,18 @@ class CloneArgs(ctypes.Structure):
     ]  # fmt: skip
 
 
-def clone_into(cgroup_fd: int) -> tuple[int, int, bool]:
+def clone_into(cgroup_fd: int, use_clone3: bool) -> tuple[int, int, bool]:
     """(pid, pidfd, is placed). pid is 0 in the child. Raises :class:`OSError`."""
+    if use_clone3:
+        try:
+            return (*_clone3(cgroup_fd), True)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM) or os.uname().machine not in SYS_CLONE:
+                raise
+    return (*_clone(), False)
+
+
+def _clone3(cgroup_fd: int) -> tuple[int, int]:
     pidfd = ctypes.c_int(-1)
     args = CloneArgs(
         flags=CLONE_PIDFD | CLONE_PARENT | CLONE_INTO_CGROUP,
@@ -60,22 +73,28 @@ def clone_into(cgroup_fd: int) -> tuple[int, int, bool]:
         # exit_signal has to be 0 with CLONE_PARENT: the child sends what this server would send, SIGCHLD.
         cgroup=cgroup_fd,
     )
-    pid: int = _libc.syscall(
-        ctypes.c_long(SYS_CLONE3), ctypes.byref(args), ctypes.c_size_t(ctypes.sizeof(args))
-    )
-    if pid >= 0:
-        return pid, pidfd.value, True
-    code = ctypes.get_errno()
-    number = SYS_CLONE.get(os.uname().machine)
-    if code not in (errno.ENOSYS, errno.EPERM) or number is None:
-        raise OSError(code, os.strerror(code))
+    size = ctypes.c_size_t(ctypes.sizeof(args))
+    pid: int = _libc.syscall(ctypes.c_long(SYS_CLONE3), ctypes.byref(args), size)
+    if pid < 0:
+        raise _os_error()
+    return pid, pidfd.value
+
+
+def _clone() -> tuple[int, int]:
+    pidfd = ctypes.c_int(-1)
     flags = ctypes.c_ulong(CLONE_PIDFD | CLONE_PARENT)
     zero = ctypes.c_ulong(0)
-    pid = _libc.syscall(ctypes.c_long(number), flags, zero, ctypes.byref(pidfd), zero, zero)
+    number = ctypes.c_long(SYS_CLONE[os.uname().machine])
+    # The third argument is where the pidfd goes; the order of the last two differs between architectures.
+    pid: int = _libc.syscall(number, flags, zero, ctypes.byref(pidfd), zero, zero)
     if pid < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return pid, pidfd.value, False
+        raise _os_error()
+    return pid, pidfd.value
+
+
+def _os_error() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))
 
 
 def become(request: dict[str, Any], is_placed: bool, fds: list[int], ignored: list[int]) -> NoReturn:
@@ -178,7 +197,7 @@ def _length(buffer: bytearray) -> int:
     return int.from_bytes(buffer[:LENGTH_BYTES], "little")
 
 
-def serve(connection: socket.socket) -> None:
+def serve(connection: socket.socket, use_clone3: bool) -> None:
     """Answer requests until the other side is gone."""
     # Every page that the child touches is copied for it, so all that can be known before is worked out here.
     ignored = [int(one) for one in signal.valid_signals() if signal.getsignal(one) == signal.SIG_IGN]
@@ -187,7 +206,7 @@ def serve(connection: socket.socket) -> None:
     while (received := receive(connection)) is not None:
         request, fds = received
         try:
-            pid, pidfd, is_placed = clone_into(fds[0])
+            pid, pidfd, is_placed = clone_into(fds[0], use_clone3)
         except OSError as error:
             answer(connection, {"errno": error.errno}, [])
         else:
@@ -200,7 +219,7 @@ def serve(connection: socket.socket) -> None:
 
 
 def main() -> None:
-    """Serve the socket whose number is the only argument."""
+    """Serve the socket whose number is the first argument."""
     # The keyboard's signals go to the whole foreground process group, but are meant for the one who started
     # us.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTSTP):
@@ -213,7 +232,7 @@ def main() -> None:
     os.chdir("/")
     with contextlib.suppress(ConnectionError), socket.socket(fileno=int(sys.argv[1])) as connection:
         connection.set_inheritable(False)
-        serve(connection)
+        serve(connection, use_clone3=sys.argv[2] != WITHOUT_CLONE3)
 
 
 if __name__ == "__main__":

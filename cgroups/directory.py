@@ -131,6 +131,13 @@ class Directory:
             with contextlib.suppress(OSError):
                 self.close()
 
+    def _held(self) -> int:
+        # For the calls of os that take a descriptor instead of a path: to them -1 is "no descriptor", and
+        # scandir() would list the working directory. openat() and its like answer EBADF by themselves.
+        if self._fd < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._fd
+
     def is_alive(self) -> bool:
         """Whether the cgroup still exists and the handle is open."""
         try:
@@ -239,7 +246,7 @@ class Directory:
     def child_names(self) -> list[str]:
         """The names of the child cgroups, in no order; empty when the cgroup is gone."""
         try:
-            with os.scandir(self._fd) as entries:
+            with os.scandir(self._held()) as entries:
                 return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         except OSError as error:
             raise from_os_error(self.path, "list its children", error) from error
@@ -273,7 +280,7 @@ class Directory:
     def get_xattr(self, name: str) -> bytes | None:
         """An extended attribute such as ``user.x``; None when it is not set. See xattr(7)."""
         try:
-            return os.getxattr(self._fd, name)
+            return os.getxattr(self._held(), name)
         except OSError as error:
             if error.errno == errno.ENODATA:
                 return None
@@ -285,13 +292,13 @@ class Directory:
         ``trusted.*`` takes CAP_SYS_ADMIN, ``user.*`` is limited to 128 a cgroup.
         """
         try:
-            os.setxattr(self._fd, name, value)
+            os.setxattr(self._held(), name, value)
         except OSError as error:
             raise from_os_error(self.path, f"set attribute {name}", error) from error
 
     def list_xattrs(self) -> list[str]:
         """The names of the extended attributes this process may see."""
         try:
-            return os.listxattr(self._fd)
+            return os.listxattr(self._held())
         except OSError as error:
             raise from_os_error(self.path, "list its attributes", error) from error

@@ -67,7 +67,7 @@ def parse_count(text: str) -> int:
 
 def format_count(value: int) -> str:
     """The reverse of :func:`parse_count`."""
-    if value.__class__ is not int or value < 0:
+    if not isinstance(value, int) or value is True or value is False or value < 0:
         raise ValueError(f"{value!r} is not a whole number of at least 0")
     return str(value)
 
@@ -80,7 +80,7 @@ def parse_signed(text: str) -> int:
 
 def format_signed(value: int) -> str:
     """The reverse of :func:`parse_signed`."""
-    if value.__class__ is not int:
+    if not isinstance(value, int) or value is True or value is False:
         raise ValueError(f"{value!r} is not a whole number")
     return str(value)
 

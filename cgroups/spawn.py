@@ -27,7 +27,7 @@ from typing import Any, Final, Self
 from agentcgroup.cgroups import clone_server
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.directory import from_os_error
-from agentcgroup.cgroups.errors import CgroupError, SpawnFailed
+from agentcgroup.cgroups.errors import CgroupError, CgroupGone, SpawnFailed
 
 _REPORT_BYTES: Final = 256
 # An answer takes a millisecond, the first one a Python start; this only ends the wait for a server that is
@@ -87,8 +87,13 @@ class Spawned:
 class Spawner:
     """The clone server as seen from here: started on first use, restarted if it died, thread safe."""
 
-    def __init__(self) -> None:
-        """Nothing is started yet."""
+    def __init__(self, *, use_clone3: bool = True) -> None:
+        """Nothing is started yet.
+
+        ``use_clone3=False`` has every child place itself before anything else, which is what happens without
+        asking where a seccomp filter refuses clone3.
+        """
+        self._mode = clone_server.WITH_CLONE3 if use_clone3 else clone_server.WITHOUT_CLONE3
         self._lock = threading.Lock()
         self._connection: socket.socket | None = None
         self._server: subprocess.Popen[bytes] | None = None
@@ -108,6 +113,11 @@ class Spawner:
         with self._lock:
             self._stop()
 
+    @property
+    def server_pid(self) -> int | None:
+        """The process that clones; None while there is none."""
+        return None if self._server is None else self._server.pid
+
     def _stop(self) -> None:
         if self._connection is not None:
             self._connection.close()
@@ -120,7 +130,7 @@ class Spawner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             self._server = subprocess.Popen(
-                [sys.executable, "-I", "-S", clone_server.__file__, str(theirs.fileno())],
+                [sys.executable, "-I", "-S", clone_server.__file__, str(theirs.fileno()), self._mode],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -203,6 +213,8 @@ def spawn(
     :class:`~agentcgroup.cgroups.errors.CgroupGone` for one that was removed.
     """
     _check_arguments(cgroup, argv, env)
+    if cgroup.fileno() < 0:
+        raise CgroupGone(cgroup.path, "cannot start a process in it: its handle was closed", errno.EBADF)
     request = {
         "argv": list(argv),
         "env": dict(env),
@@ -219,7 +231,8 @@ def spawn(
     try:
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(os.close, report_end)
-            stdio = [_standard(number, fd, cleanup) for number, fd in enumerate((stdin, stdout, stderr))]
+            streams = enumerate((stdin, stdout, stderr))
+            stdio = [_standard(cgroup, number, fd, cleanup) for number, fd in streams]
             fds = [cgroup.fileno(), *stdio, report_end]
             try:
                 answer, pidfd = (spawner or _shared).request(request, fds)
@@ -255,16 +268,17 @@ def _working_directory(cgroup: Cgroup) -> str:
         raise SpawnFailed(cgroup.path, reason, errno.ENOENT, "chdir") from error
 
 
-def _standard(number: int, fd: int | None, cleanup: contextlib.ExitStack) -> int:
-    if fd is not None:
-        return fd
+def _standard(cgroup: Cgroup, number: int, fd: int | None, cleanup: contextlib.ExitStack) -> int:
     try:
-        os.fstat(number)
-    except OSError:
+        os.fstat(number if fd is None else fd)
+    except OSError as error:
+        if fd is not None:
+            reason = f"descriptor {fd}, meant to be its descriptor {number}, is not open"
+            raise SpawnFailed(cgroup.path, reason, error.errno or errno.EBADF, "stdio") from error
         # A daemon may have closed its own; a program that finds 0, 1 or 2 closed would open files there.
-        number = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        cleanup.callback(os.close, number)
-    return number
+        fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        cleanup.callback(os.close, fd)
+    return number if fd is None else fd
 
 
 def _clone_failure(cgroup: Cgroup, code: int) -> CgroupError:
