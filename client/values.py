@@ -82,6 +82,7 @@ class Verdict(StrEnum):
     THROTTLE_LIMIT = "throttle_limit"
     OPERATOR = "operator"
     SESSION_END = "session_end"
+    PARENT_END = "parent_end"
     SIGNAL = "signal"
     NOT_BEGUN = "not_begun"
     UNKNOWN = "unknown"

@@ -104,13 +104,8 @@ int python_execute(int argc, char **argv)
 {
 	static char python[MOST_PATH];
 	ssize_t length = readlink("/proc/self/exe", python, sizeof(python) - sizeof("python3"));
-	char **arguments = calloc((size_t)argc + 4, sizeof(*arguments));
-	char *slash;
+	char **arguments, *slash;
 
-	if (!arguments) {
-		complain("out of memory", NULL);
-		return EXIT_INTERNAL;
-	}
 	python[length > 0 ? length : 0] = '\0';
 	slash = strrchr(python, '/');
 	if (slash)
@@ -120,6 +115,11 @@ int python_execute(int argc, char **argv)
 		         "'\nagentcg: install Python 3.11 and the package: pip install agentcgroup", NULL);
 		return EXIT_INTERNAL;
 	}
+	arguments = calloc((size_t)argc + 4, sizeof(*arguments));
+	if (!arguments) {
+		complain("out of memory", NULL);
+		return EXIT_INTERNAL;
+	}
 	arguments[0] = python;
 	// -P: the working directory is no place to import from.
 	arguments[1] = "-P";
@@ -127,6 +127,7 @@ int python_execute(int argc, char **argv)
 	arguments[3] = (char *)bootstrap;
 	memcpy(arguments + 4, argv + 1, (size_t)(argc - 1) * sizeof(*arguments));
 	execve(python, arguments, environ);
+	free(arguments);
 	complain("cannot execute ", python, ": ", strerror(errno), NULL);
 	return EXIT_INTERNAL;
 }

@@ -1,0 +1,64 @@
+"""What the client's tests share: the launcher built from this tree, and a session directory to point it at."""
+
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.unit.client.scripted_door import ScriptedDoor, Step
+
+LAUNCHER_SOURCES = Path(__file__).resolve().parents[3] / "client" / "launcher"
+
+RunLauncher = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def sanitized_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the launcher and the probe of its parser, built with the sanitizers: every test that runs them is
+    also a test for memory errors and undefined behaviour."""
+    directory = tmp_path_factory.mktemp("sanitized")
+    subprocess.run(
+        ["make", "-s", "-C", str(LAUNCHER_SOURCES), "sanitized", f"OUT={directory}", "VERSION=9.8.7"],
+        check=True,
+        timeout=100,
+    )
+    return directory
+
+
+@pytest.fixture(scope="session")
+def launcher(sanitized_dir: Path) -> Path:
+    return sanitized_dir / "agentcg"
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    """This process's environment without what would point a client anywhere."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("AGENTCGROUP_")}
+
+
+@pytest.fixture
+def run(launcher: Path, tmp_path: Path, environment: dict[str, str]) -> RunLauncher:
+    """`agentcg run ...` against the door in tmp_path; `variables` are added to its environment."""
+
+    def run_launcher(
+        *words: str | bytes, variables: dict[str, str] | None = None, input: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [launcher, "run", *words],
+            env=environment | {"AGENTCGROUP_SESSION_DIR": str(tmp_path)} | (variables or {}),
+            capture_output=True,
+            text=True,
+            input=input,
+            check=False,
+            timeout=60,
+        )
+
+    return run_launcher
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Callable[[Sequence[Step]], ScriptedDoor]:
+    """Makes a door in tmp_path; to be used as a context manager."""
+    return lambda steps: ScriptedDoor(tmp_path, steps)

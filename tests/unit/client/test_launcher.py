@@ -1,0 +1,495 @@
+"""`agentcg run` from request to exec, against a door that speaks proto.launch. The launcher is the sanitizers' build."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from agentcgroup.proto.launch import MOST_BYTES, Reply, Request, Status
+from tests.unit.client.conftest import RunLauncher
+from tests.unit.client.scripted_door import ScriptedDoor, Step
+
+Door = Callable[[Sequence[Step]], ScriptedDoor]
+
+GRANTED = Reply(Status.GRANTED, call_id="c1", environment=(("AGENTCGROUP_CALL_ID", "c1"),))
+
+
+def test_a_granted_tool_gets_its_environment_and_keeps_the_pid_that_asked(
+    door: Door, run: RunLauncher, tmp_path: Path
+) -> None:
+    with door([GRANTED]) as at:
+        done = run("--", "sh", "-c", 'echo "$$ $AGENTCGROUP_CALL_ID $AGENTCGROUP_SESSION_DIR"; exit 7')
+    assert done.stdout.split() == [str(at.heard[0].pid), "c1", str(tmp_path)]
+    assert (done.returncode, done.stderr) == (7, "")
+
+
+def test_every_option_reaches_the_daemon_as_it_was_written(door: Door, run: RunLauncher) -> None:
+    words = {
+        "memory": "2G", "memory-max": "3G", "cpu": "1.5", "weight": "200", "class": "batch", "pids": "64", "timeout": "10m",
+        "expect": "2m", "on-exceed": "throttle", "throttle-limit": "30s",
+    }  # fmt: skip
+    spaced = [word for key, value in words.items() for word in (f"--{key}", value)]
+    joined = [f"--{key}={value}" for key, value in words.items()]
+    labels = ["--label", "tool=bash", "--label=task=a=b"]
+    with door([GRANTED]) as at:
+        assert run(*spaced, *labels, "--", "true", "-x").returncode == 0
+        assert run(*joined, *labels, "true", "-x").returncode == 0
+    expected = Request(intent=words, labels={"tool": "bash", "task": "a=b"}, arguments=("true", "-x"))
+    assert [each.request for each in at.heard] == [expected, expected]
+
+
+def test_a_ticket_is_sent_instead_of_an_intent(door: Door, run: RunLauncher) -> None:
+    with door([GRANTED]) as at:
+        assert run("--ticket", "t0ken", "--", "true").returncode == 0
+    assert at.heard[0].request == Request(ticket="t0ken", arguments=("true",))
+
+
+def test_a_trimmed_tool_runs_and_is_told_what_it_got(door: Door, run: RunLauncher) -> None:
+    reply = Reply(
+        Status.TRIMMED, "c1", "memory trimmed from 8 GiB to 3 GiB", "use less", ("no swap controller",)
+    )
+    with door([reply]):
+        loud, quiet = run("--", "echo", "ran"), run("--quiet", "--", "echo", "ran")
+    assert (loud.returncode, loud.stdout) == (0, "ran\n")
+    assert loud.stderr.splitlines() == [
+        "agentcg: memory trimmed from 8 GiB to 3 GiB", "agentcg: use less", "agentcg: no swap controller",
+    ]  # fmt: skip
+    assert (quiet.stdout, quiet.stderr) == ("ran\n", "")
+
+
+def test_a_refused_tool_does_not_run_and_exits_with_120(
+    door: Door, run: RunLauncher, tmp_path: Path
+) -> None:
+    with door(
+        [Reply(Status.REFUSED, message="the session has 1 GiB left", suggestion="declare at most 1 GiB")]
+    ):
+        done = run("--quiet", "--", "touch", str(tmp_path / "ran"))
+    assert done.returncode == 120
+    assert done.stderr == "agentcg: the session has 1 GiB left\nagentcg: declare at most 1 GiB\n"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_invalid_request_exits_with_2_and_the_daemons_words(door: Door, run: RunLauncher) -> None:
+    with door([Reply(Status.INVALID, message="memory: 'lots' is no size")]):
+        done = run("--memory", "lots", "--", "true")
+    assert (done.returncode, done.stderr) == (2, "agentcg: memory: 'lots' is no size\n")
+
+
+def test_a_queued_tool_waits_says_so_once_and_runs_when_granted(door: Door, run: RunLauncher) -> None:
+    queued = Reply(Status.QUEUED, message="place 2 of 2, about 4 s")
+    # The answer's time limit is over long before the grant comes: it must not count while the call is queued.
+    pause = threading.Event()
+    release = threading.Timer(0.3, pause.set)
+    with door([queued, queued, release.start, pause.wait, GRANTED]):
+        done = run("--wait", "50ms", "--", "echo", "ran")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "agentcg: place 2 of 2, about 4 s\n")
+
+
+def test_a_queued_tool_can_still_be_refused(door: Door, run: RunLauncher) -> None:
+    with door(
+        [Reply(Status.QUEUED, message="place 1"), Reply(Status.REFUSED, message="waited 5 min for nothing")]
+    ):
+        done = run("--", "true")
+    assert done.returncode == 120
+    assert done.stderr.splitlines() == ["agentcg: place 1", "agentcg: waited 5 min for nothing"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "cause"),
+    [
+        ([], "closed the connection without an answer"),
+        ([Reply(Status.QUEUED, message="place 1")], "closed the connection without an answer"),
+        ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], "cut off"),
+        ([b"agentcgroup-launch/2\0status=granted\0"], "different releases"),
+        ([b"agentcgroup-launch/1\0status=granted\0call=c1"], "cut off"),
+        ([b"agentcgroup-launch/1\0status=perhaps\0"], "status that this launcher does not know"),
+        ([b"agentcgroup-launch/1\0call=c1\0"], "no status"),
+        ([b"agentcgroup-launch/1\0nonsense\0status=granted\0"], "without '='"),
+        ([b"agentcgroup-launch/1\0status=granted\0env=PATH\0"], "variable without a name"),
+        ([b"agentcgroup-launch/1\0" + b"x=" + b"y" * (MOST_BYTES + 5) + b"\0status=granted\0"], "longer than"),
+    ],
+)  # fmt: skip
+def test_a_daemon_that_gives_no_answer_is_like_none(
+    door: Door, run: RunLauncher, steps: Sequence[Step], cause: str
+) -> None:
+    with door(steps):
+        closed = run("--if-unreachable", "refuse", "--", "echo", "ran")
+        opened = run("--if-unreachable", "run", "--", "echo", "ran")
+    assert (closed.returncode, closed.stdout) == (121, "")
+    assert (opened.returncode, opened.stdout) == (0, "ran\n")
+    assert cause in closed.stderr and cause in opened.stderr
+
+
+def test_without_a_daemon_the_tool_is_refused_by_default_and_run_when_asked(
+    run: RunLauncher, tmp_path: Path
+) -> None:
+    default, by_option = run("--", "echo", "ran"), run("--if-unreachable=run", "--", "echo", "ran")
+    by_variable = run("--", "echo", "ran", variables={"AGENTCGROUP_IF_UNREACHABLE": "run"})
+    overruled = run(
+        "--if-unreachable", "refuse", "--", "echo", "ran", variables={"AGENTCGROUP_IF_UNREACHABLE": "run"}
+    )
+    assert [each.returncode for each in (default, by_option, by_variable, overruled)] == [121, 0, 0, 121]
+    assert [each.stdout for each in (default, by_option, by_variable, overruled)] == [
+        "",
+        "ran\n",
+        "ran\n",
+        "",
+    ]
+    assert f"{tmp_path}/launch.sock: No such file or directory" in default.stderr
+    assert "running without limits" in by_option.stderr
+    assert len(by_option.stderr.splitlines()) == len(by_variable.stderr.splitlines()) == 1
+
+
+def test_a_daemon_that_says_nothing_is_waited_for_no_longer_than_told(door: Door, run: RunLauncher) -> None:
+    # The door holds the connection open until the launcher has given up; it would wait for a minute otherwise.
+    gone = threading.Event()
+    with door([lambda: gone.wait(60)]):
+        done = run("--wait", "100ms", "--", "true")
+        gone.set()
+    assert done.returncode == 121
+    assert "did not answer in time" in done.stderr
+
+
+def test_a_backlog_that_is_full_is_waited_for_no_longer_than_told(run: RunLauncher, tmp_path: Path) -> None:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as first,
+    ):
+        listener.bind(str(tmp_path / "launch.sock"))
+        listener.listen(0)
+        first.connect(str(tmp_path / "launch.sock"))
+        done = run("--", "true", variables={"AGENTCGROUP_ANSWER_TIMEOUT": "100ms"})
+    assert done.returncode == 121
+    assert "did not accept the connection in time" in done.stderr
+
+
+def test_a_command_that_is_not_there_exits_with_127_and_asks_for_nothing(
+    door: Door, run: RunLauncher
+) -> None:
+    with door([GRANTED]) as at:
+        bare, path = run("--", "no-such-tool"), run("--", "/no/such/tool")
+        empty = run("--", "")
+    assert [each.returncode for each in (bare, path, empty)] == [127, 127, 127]
+    assert bare.stderr == "agentcg: no-such-tool: command not found\n"
+    assert path.stderr == "agentcg: /no/such/tool: No such file or directory\n"
+    assert at.heard == []
+
+
+def test_a_command_that_cannot_be_executed_exits_with_126(
+    door: Door, run: RunLauncher, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("echo no\n")
+    plain.chmod(0o644)
+    broken = tmp_path / "broken"
+    broken.write_text("#!/no/such/interpreter\n")
+    broken.chmod(0o755)
+    with door([GRANTED]):
+        assert run("--", str(plain)).returncode == 126
+        assert run("--", str(tmp_path)).returncode == 126
+        # As a shell: the kernel says ENOENT, of the interpreter.
+        assert run("--", str(broken)).returncode == 127
+        # On PATH a file that may not be executed is passed over, and named when nothing else is found.
+        done = run("--", "plain", variables={"PATH": f"{tmp_path}:/usr/bin"})
+    assert (done.returncode, done.stderr) == (126, "agentcg: plain: Permission denied\n")
+
+
+def test_a_script_without_an_interpreter_line_is_run_by_sh_as_shells_do(
+    door: Door, run: RunLauncher, tmp_path: Path
+) -> None:
+    script = tmp_path / "script"
+    script.write_text('echo "$0 $1 $2"\n')
+    script.chmod(0o755)
+    with door([GRANTED]):
+        done = run("--", str(script), "one", "two")
+    assert done.stdout == f"{script} one two\n"
+
+
+def test_a_huge_command_line_is_run_whole_and_told_as_far_as_it_fits(door: Door, run: RunLauncher) -> None:
+    arguments = [f"argument-{number}" for number in range(20_000)]
+    with door([GRANTED]) as at:
+        done = run("--", "sh", "-c", 'echo $#; eval echo "\\${$#}"', "sh", *arguments)
+    assert done.stdout.split() == ["20000", "argument-19999"]
+    told = at.heard[0].request.arguments
+    assert told[4:] == tuple(arguments[: len(told) - 4])
+    assert 500 < len(told) < 20_000
+
+
+def test_one_huge_argument_is_left_out_of_the_request(door: Door, run: RunLauncher) -> None:
+    with door([GRANTED]) as at:
+        done = run("--", "sh", "-c", "echo ${#1}", "sh", "x" * 100_000)
+    assert done.stdout == "100000\n"
+    assert at.heard[0].request.arguments == ("sh", "-c", "echo ${#1}", "sh")
+
+
+def test_labels_that_do_not_fit_are_an_error_and_not_cut(run: RunLauncher) -> None:
+    done = run(
+        *(word for number in range(200) for word in ("--label", f"k{number}={'v' * 100}")), "--", "true"
+    )
+    assert done.returncode == 2
+    assert "longer than 16 KiB" in done.stderr
+
+
+def test_arguments_need_not_be_utf8(door: Door, run: RunLauncher) -> None:
+    with door([GRANTED]) as at:
+        done = run("--", "sh", "-c", 'printf %s "$1" | wc -c', "sh", b"\xff\xfe\x01")
+    assert done.stdout.strip() == "3"
+    assert os.fsencode(at.heard[0].request.arguments[-1]) == b"\xff\xfe\x01"
+
+
+def test_the_tool_inherits_no_descriptor_of_the_launcher(door: Door, run: RunLauncher) -> None:
+    with door([GRANTED]):
+        done = run("--", "sh", "-c", "ls /proc/$$/fd")
+    # 0, 1 and 2, and nothing else: the socket is closed by the exec.
+    assert done.stdout.split() == ["0", "1", "2"]
+
+
+def test_standard_input_and_output_are_the_tools_own(door: Door, run: RunLauncher) -> None:
+    with door([GRANTED]):
+        assert run("--", "cat", input="through the launcher").stdout == "through the launcher"
+
+
+def test_with_standard_streams_closed_nothing_is_said_into_the_socket(
+    door: Door, launcher: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    reply = Reply(Status.TRIMMED, "c1", "trimmed", notices=("a notice",))
+    with door([reply]) as at:
+        done = subprocess.run(
+            [
+                "sh",
+                "-c",
+                'exec "$0" run --session-dir "$1" -- touch "$1/ran" 0<&- 1>&- 2>&-',
+                launcher,
+                tmp_path,
+            ],
+            env=environment,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 0
+    assert (tmp_path / "ran").exists()
+    assert len(at.heard) == 1
+
+
+def test_a_signal_reaches_the_tool_and_its_end_is_the_launchers(
+    door: Door, launcher: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    with door([GRANTED]):
+        process = subprocess.Popen(
+            [launcher, "run", "--session-dir", tmp_path, "--", "sh", "-c", "echo ready; exec sleep 60"],
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        assert process.stdout is not None
+        with process, process.stdout:
+            assert process.stdout.readline() == b"ready\n"
+            process.terminate()
+            assert process.wait(10) == -signal.SIGTERM
+
+
+def test_a_reader_of_stderr_that_went_away_does_not_cost_the_tool(
+    door: Door, launcher: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with door([Reply(Status.TRIMMED, "c1", "trimmed")]):
+        done = subprocess.run(
+            # The tool gets SIGPIPE as it was before: the default, which kills it.
+            [
+                launcher,
+                "run",
+                "--session-dir",
+                tmp_path,
+                "--",
+                "sh",
+                "-c",
+                "echo ran; echo x >&2; echo not reached",
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=writer,
+            check=False,
+            timeout=60,
+        )
+    os.close(writer)
+    assert done.stdout.startswith(b"ran\n")
+
+
+def test_the_answer_is_one_json_line_when_asked_for(door: Door, run: RunLauncher) -> None:
+    said = 'he said "no"\x1b[31m\n\\ü'
+    with door([Reply(Status.TRIMMED, "c1", said, "less", ("one", "two")), ]):  # fmt: skip
+        trimmed = run("--json", "--", "true")
+    assert json.loads(trimmed.stderr) == {
+        "decision": "trimmed", "call_id": "c1", "message": said, "suggestion": "less", "notices": ["one", "two"],
+        "placed": True, "exit_status": None,
+    }  # fmt: skip
+    assert trimmed.stderr.count("\n") == 1
+
+
+def test_a_refusal_and_a_missing_daemon_are_json_too(door: Door, run: RunLauncher) -> None:
+    with door([Reply(Status.REFUSED, message="full")]):
+        refused = json.loads(run("--json", "--", "true").stderr)
+    closed, opened = (run("--json", "--if-unreachable", each, "--", "true") for each in ("refuse", "run"))
+    assert (refused["decision"], refused["placed"], refused["exit_status"]) == ("refused", False, 120)
+    assert (json.loads(closed.stderr)["decision"], json.loads(closed.stderr)["exit_status"]) == (
+        "unreachable",
+        121,
+    )
+    assert (json.loads(opened.stderr)["decision"], json.loads(opened.stderr)["exit_status"]) == (
+        "unreachable",
+        None,
+    )
+
+
+def test_json_stays_json_when_the_daemons_words_are_no_utf8(door: Door, run: RunLauncher) -> None:
+    with door([b"agentcgroup-launch/1\0status=refused\0message=\xff\xc3\x28\xed\xa0\x80\xf5 ok\0"]):
+        done = run("--json", "--", "true")
+    assert json.loads(done.stderr)["message"].endswith(" ok")
+
+
+def test_words_of_the_daemon_cannot_steer_the_terminal(door: Door, run: RunLauncher) -> None:
+    with door([Reply(Status.REFUSED, message="\x1b]0;owned\x07 \x7f plain")]):
+        done = run("--", "true")
+    assert done.stderr == "agentcg: ?]0;owned? ? plain\n"
+
+
+def test_a_relative_session_directory_is_absolute_for_the_tool(
+    door: Door, launcher: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    with door([GRANTED]):
+        done = subprocess.run(
+            [launcher, "run", "--session-dir", ".", "--", "printenv", "AGENTCGROUP_SESSION_DIR"],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+    assert done.stdout == f"{tmp_path}/.\n"
+
+
+def test_a_session_directory_longer_than_a_socket_name_is_reached(
+    launcher: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    deep = tmp_path / ("d" * 200)
+    deep.mkdir()
+    os.symlink(deep, tmp_path / "short")
+    with ScriptedDoor(tmp_path / "short", [GRANTED]) as at:
+        done = subprocess.run(
+            [launcher, "run", "--session-dir", deep, "--", "true"], env=environment, check=False, timeout=60
+        )
+    assert done.returncode == 0
+    assert len(at.heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ((), "no command"),
+        (("--memory", "1G", "--"), "no command"),
+        (("--memroy", "1G", "--", "true"), "unknown option --memroy"),
+        (("-m", "1G", "--", "true"), "unknown option -m"),
+        (("--memory",), "--memory needs a value"),
+        (("--memory", "1G", "--memory=2G", "--", "true"), "--memory is given twice"),
+        (("--json=yes", "--", "true"), "--json takes no value"),
+        (("--wait", "soon", "--", "true"), "'soon' is no time"),
+        (("--wait", "99999999999999999999", "--", "true"), "is no time"),
+        (("--wait=", "--", "true"), "is no time"),
+        (("--if-unreachable", "maybe", "--", "true"), "'maybe' is neither run nor refuse"),
+        (("--session-dir", "", "--", "true"), "name is empty"),
+        (("--session-dir", "/" + "d" * 5000, "--", "true"), "too long"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2_and_says_what_is_wrong(
+    run: RunLauncher, words: tuple[str, ...], complaint: str
+) -> None:
+    done = run(*words)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "see agentcg run --help" in done.stderr
+
+
+def test_a_wrong_variable_is_an_error_before_it_is_needed(door: Door, run: RunLauncher) -> None:
+    with door([GRANTED]):
+        policy = run("--", "true", variables={"AGENTCGROUP_IF_UNREACHABLE": "Run"})
+        wait = run("--", "true", variables={"AGENTCGROUP_ANSWER_TIMEOUT": "-1"})
+    assert (policy.returncode, wait.returncode) == (2, 2)
+    assert "AGENTCGROUP_IF_UNREACHABLE: 'Run'" in policy.stderr
+    assert "AGENTCGROUP_ANSWER_TIMEOUT: '-1'" in wait.stderr
+
+
+def test_the_help_names_every_option_and_every_exit_status(run: RunLauncher) -> None:
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    statuses = done.stdout.partition("Exit status:")[2].partition("Examples:")[0]
+    for status in (2, 120, 121, 125, 126, 127):
+        assert f"\n  {status:>3}  " in statuses
+    options = (
+        "memory memory-max cpu weight class pids timeout expect on-exceed throttle-limit label ticket session-dir "
+        "if-unreachable wait json quiet help"
+    )
+    for option in options.split():
+        assert f"\n  --{option} " in done.stdout
+    assert run("-h").stdout == done.stdout
+
+
+def test_the_command_itself_has_help_and_a_version(launcher: Path) -> None:
+    def ask(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([launcher, *words], capture_output=True, text=True, check=False, timeout=60)
+
+    assert ask("--version").stdout == "agentcg 9.8.7\n"
+    assert ask("--help").returncode == 0
+    for command in ("run", "limits", "watch", "session", "call", "history", "check"):
+        assert f"\n  {command} " in ask("--help").stdout
+    assert (ask().returncode, ask().stdout) == (2, "")
+    assert ask().stderr == ask("--help").stdout
+
+
+def test_another_command_goes_to_the_python_beside_the_launcher(launcher: Path, tmp_path: Path) -> None:
+    beside = tmp_path / "bin"
+    beside.mkdir()
+    (beside / "agentcg").symlink_to(launcher)
+    copy = beside / "copy"
+    copy.write_bytes(launcher.read_bytes())
+    copy.chmod(0o755)
+    # A wrapper, because a link to this venv's Python would lose the venv.
+    (beside / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (beside / "python3").chmod(0o755)
+    done = subprocess.run(
+        [copy, "session", "--help"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0
+    assert "usage: agentcg session" in done.stdout
+
+
+def test_a_launcher_without_its_package_says_that_it_only_knows_run(launcher: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "agentcg"
+    alone.write_bytes(launcher.read_bytes())
+    alone.chmod(alone.stat().st_mode | stat.S_IXUSR)
+    nowhere = subprocess.run(
+        [alone, "session", "list"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={"PATH": "/nonexistent"},
+    )
+    # -S: a Python without site-packages has no agentcgroup.
+    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    without = subprocess.run(
+        [alone, "session", "list"], capture_output=True, text=True, check=False, timeout=60
+    )
+    for done in (nowhere, without):
+        assert done.returncode == 125
+        assert "standalone launcher, which knows only run" in done.stderr
+        assert "pip install agentcgroup" in done.stderr
