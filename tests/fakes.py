@@ -251,7 +251,12 @@ def _pid_of(pidfd: int) -> int:
 
 
 def _is_alive(pid: int) -> bool:
-    """A zombie is not: it has left its cgroup for good, only its parent has not looked yet."""
+    """A zombie is not: it has left its cgroup for good, only its parent has not looked yet.
+
+    Nor is this process: a test that plays the launcher itself is not killed with its call.
+    """
+    if pid == os.getpid():
+        return False
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")

@@ -34,7 +34,7 @@ _INTENT_NUMBERS: Final = (
 )  # fmt: skip
 _LIMIT_NUMBERS: Final = (
     "memory_bytes", "memory_high_bytes", "memory_max_bytes", "swap_max_bytes", "cpu_milli", "cpu_weight",
-    "pids_max", "deadline_ms",
+    "pids_max", "deadline_ms", "throttle_limit_ms",
 )  # fmt: skip
 _BUDGET_NUMBERS: Final = tuple(model.BudgetRequest.__dataclass_fields__)
 _USAGE_NUMBERS: Final = tuple(model.Usage.__dataclass_fields__)
