@@ -1,8 +1,8 @@
 """What the daemon has counted since it started: plain integers that the controller and the edges raise.
 
 One object for the daemon's life, touched on the event loop only; every method is O(1). The metrics collector
-copies it at scrape time (see agentcgroup.daemon.metrics). What the history counts is in HistoryStore.stats:
-it counts in its own thread. A key that is missing from a table was counted zero times.
+copies it at scrape time (see agentcgroup.daemon.metrics). The history and the feed count for themselves
+(HistoryStore.stats, Feed.dropped). A key that is missing from a table was counted zero times.
 """
 
 from bisect import bisect_left
@@ -81,7 +81,6 @@ class Counters:
     sessions_opened: int = 0
     sessions_closed: int = 0
     leftover_processes: int = 0
-    feedback_dropped: int = 0
     kernel_events_lost: int = 0
     internal_errors: int = 0
     call_duration_s: dict[DeclaredClass, Histogram] = field(default_factory=_durations)
@@ -118,10 +117,6 @@ class Counters:
     def session_closed(self) -> None:
         self.sessions_closed += 1
 
-    def drop_feedback(self, messages: int = 1) -> None:
-        """Subscribers were too slow for this many messages."""
-        self.feedback_dropped += messages
-
     def lose_kernel_events(self, events: int = 1) -> None:
         """The kernel had no room for this many events (inotify queue, ring buffer)."""
         self.kernel_events_lost += events
@@ -144,7 +139,6 @@ class Counters:
             sessions_opened=self.sessions_opened,
             sessions_closed=self.sessions_closed,
             leftover_processes=self.leftover_processes,
-            feedback_dropped=self.feedback_dropped,
             kernel_events_lost=self.kernel_events_lost,
             internal_errors=self.internal_errors,
             call_duration_s={key: histogram.copy() for key, histogram in self.call_duration_s.items()},
