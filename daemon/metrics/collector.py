@@ -1,0 +1,342 @@
+"""Metrics at scrape time: a snapshot taken on the event loop, turned into families elsewhere.
+
+`take` runs on the loop, where the controller lives, and gives way after each session, so that a launch
+never waits for more than one session's files being read. What it returns no longer changes: a thread may
+render it.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import psutil
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agentcgroup.daemon.config import HostConfig
+from agentcgroup.daemon.counters import Counters, Histogram
+from agentcgroup.daemon.history import DropCause, HistoryStats
+from agentcgroup.daemon.metrics import catalog
+from agentcgroup.daemon.metrics.metric import Metric as Row
+from agentcgroup.daemon.metrics.metric import MetricType
+from agentcgroup.daemon.model import (
+    CallState,
+    Decision,
+    HostStatus,
+    KillReason,
+    Priority,
+    Reason,
+    Session,
+    Tier,
+    ToolCall,
+    Usage,
+    Verdict,
+)
+
+# Rendering is Python, so it holds the interpreter. Sleeping between two families lets a launch in there,
+# instead of after the 5 ms for which a thread that wants the interpreter must otherwise ask; a sleep of
+# 0 takes it back too soon.
+GIVE_WAY_S: Final = 0.0001
+
+# A series: the values of the metric's labels in their order, and its value; None is a figure nobody knows.
+Series = tuple[tuple[str, ...], float | None]
+
+
+class Feed(Protocol):
+    """What is read of the feed."""
+
+    @property
+    def dropped(self) -> int: ...
+
+
+class Source(Protocol):
+    """What is read of the controller, on its loop."""
+
+    @property
+    def counters(self) -> Counters: ...
+    @property
+    def feed(self) -> Feed: ...
+    def host(self) -> HostStatus: ...
+    def sessions(self) -> list[Session]: ...
+    def session_usage(self, session: Session) -> Usage: ...
+    def calls(self, session: str | None) -> list[ToolCall]: ...
+
+
+class HistorySource(Protocol):
+    """What is read of the history, from any thread."""
+
+    def stats(self) -> HistoryStats: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSample:
+    """One session at the moment its files were read."""
+
+    name: str
+    priority: str
+    state: str
+    memory_limit_bytes: int
+    agent_memory_bytes: int
+    memory_reserved_bytes: int
+    cpu_limit_milli: int | None
+    pids_limit: int | None
+    calls: int
+    calls_limit: int
+    calls_ended: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything a scrape shows.
+
+    Host, calls and counters are of one moment, sessions of the moments after it.
+    """
+
+    host: HostStatus
+    limits: HostConfig
+    calls_by_state: Mapping[CallState, int]
+    counters: Counters
+    feedback_dropped: int
+    history: HistoryStats
+    sessions: tuple[SessionSample, ...]
+
+
+async def take(source: Source, history: HistorySource, limits: HostConfig) -> Snapshot:
+    """A snapshot, taken on the loop that `source` lives on."""
+    host = source.host()
+    calls_by_state = Counter(call.state for call in source.calls(None))
+    counters = source.counters.copy()
+    feedback_dropped = source.feed.dropped
+    samples = []
+    for session in source.sessions():
+        samples.append(_sample(session, source.session_usage(session)))
+        await asyncio.sleep(0)
+    return Snapshot(
+        host=host,
+        limits=limits,
+        calls_by_state=calls_by_state,
+        counters=counters,
+        feedback_dropped=feedback_dropped,
+        history=history.stats(),
+        sessions=tuple(samples),
+    )
+
+
+def _sample(session: Session, usage: Usage) -> SessionSample:
+    budget = session.budget
+    return SessionSample(
+        name=session.name,
+        priority=session.priority,
+        state=session.state,
+        memory_limit_bytes=budget.memory_max_bytes,
+        agent_memory_bytes=budget.agent_memory_bytes,
+        memory_reserved_bytes=session.memory_reserved_bytes,
+        cpu_limit_milli=budget.cpu_milli,
+        pids_limit=budget.pids_max,
+        calls=len(session.calls),
+        calls_limit=budget.calls_max,
+        calls_ended=session.calls_ended,
+        usage=usage,
+    )
+
+
+class SnapshotCollector(Collector):
+    """Families of one snapshot, for prometheus-client to render; may run in any thread."""
+
+    def __init__(self, snapshot: Snapshot, process: psutil.Process) -> None:
+        self._snapshot: Final = snapshot
+        self._process: Final = process
+
+    def collect(self) -> Iterator[Metric]:
+        """Every family of the catalogue that has a series, in the order of the catalogue."""
+        snapshot = self._snapshot
+        for families in (
+            _host(snapshot),
+            _sessions(snapshot.sessions),
+            _calls(snapshot.counters),
+            _daemon(snapshot, self._process),
+            _history(snapshot.history),
+        ):
+            for family in families:
+                if family.samples:
+                    yield family
+                time.sleep(GIVE_WAY_S)
+
+
+# ---- building families --------------------------------------------------------------------------------
+
+
+def _family(metric: Row, series: Iterable[Series]) -> Metric:
+    # OpenMetrics wants the unit to be the end of the name, which it is here for every metric that has one.
+    match metric.type:
+        case MetricType.COUNTER:
+            family: Metric = CounterMetricFamily(metric.name, metric.help, labels=metric.label_names)
+        case _:
+            family = GaugeMetricFamily(metric.name, metric.help, labels=metric.label_names)
+    family.unit = metric.unit
+    for labels, value in series:
+        if value is not None:
+            family.add_metric(labels, value)  # type: ignore[attr-defined]
+    return family
+
+
+def _one(metric: Row, value: float | None) -> Metric:
+    return _family(metric, [((), value)])
+
+
+def _histograms(metric: Row, histograms: Mapping[tuple[str, ...], Histogram]) -> Metric:
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.label_names)
+    family.unit = metric.unit
+    for labels, histogram in histograms.items():
+        buckets, seen = [], 0
+        for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+            seen += count
+            buckets.append(("+Inf" if bound == float("inf") else repr(bound), seen))
+        family.add_metric(labels, buckets, histogram.total)
+    return family
+
+
+def _seconds(microseconds: int | None) -> float | None:
+    return None if microseconds is None else microseconds / 1e6
+
+
+def _cores(milli: int | None) -> float | None:
+    return None if milli is None else milli / 1000
+
+
+def _declared(cpu_class: str | None) -> str:
+    return catalog.UNDECLARED if cpu_class is None else cpu_class
+
+
+# ---- the groups of the catalogue ----------------------------------------------------------------------
+
+
+def _host(snapshot: Snapshot) -> Iterator[Metric]:
+    host, limits = snapshot.host, snapshot.limits
+    yield _family(catalog.BUILD_INFO, [((host.version, host.kernel), 1)])
+    yield _one(catalog.START_TIME, host.started_at_ns / 1e9)
+    yield _one(catalog.DRY_RUN, int(host.dry_run))
+    yield _family(catalog.HOST_TIER, [((tier,), int(tier is host.tier)) for tier in Tier])
+    yield _family(
+        catalog.CAPABILITY_AVAILABLE, [((row.name,), int(row.available)) for row in host.capabilities]
+    )
+    yield _one(catalog.HOST_MEMORY_CAPACITY, host.memory_capacity_bytes)
+    yield _one(catalog.HOST_MEMORY_RESERVED, host.memory_reserved_bytes)
+    yield _one(catalog.HOST_MEMORY_CURRENT, host.memory_current_bytes)
+    yield _one(catalog.HOST_CPU_CAPACITY, _cores(host.cpu_capacity_milli))
+    yield _one(catalog.SESSIONS, host.sessions)
+    yield _one(catalog.SESSIONS_LIMIT, limits.sessions_max)
+    states = (CallState(value) for value in catalog.CALL_STATE.values)
+    yield _family(catalog.CALLS, [((state,), snapshot.calls_by_state.get(state, 0)) for state in states])
+    yield _one(catalog.CALLS_LIMIT, limits.calls_max)
+
+
+def _sessions(sessions: tuple[SessionSample, ...]) -> Iterator[Metric]:
+    def each(metric: Row, values: Iterable[float | None]) -> Metric:
+        return _family(metric, [((row.name,), value) for row, value in zip(sessions, values, strict=True)])
+
+    yield _family(catalog.SESSION_INFO, [((row.name, row.priority, row.state), 1) for row in sessions])
+    yield each(catalog.SESSION_MEMORY_LIMIT, (row.memory_limit_bytes for row in sessions))
+    yield each(catalog.SESSION_AGENT_MEMORY, (row.agent_memory_bytes for row in sessions))
+    yield each(catalog.SESSION_MEMORY_RESERVED, (row.memory_reserved_bytes for row in sessions))
+    yield each(catalog.SESSION_MEMORY_CURRENT, (row.usage.memory_current_bytes for row in sessions))
+    yield each(catalog.SESSION_MEMORY_PEAK, (row.usage.memory_peak_bytes for row in sessions))
+    yield _family(catalog.SESSION_MEMORY_EVENTS, _memory_events(sessions))
+    yield _family(catalog.SESSION_STALL, _stalls(sessions))
+    yield _family(catalog.SESSION_CPU, _cpu_seconds(sessions))
+    yield each(catalog.SESSION_CPU_THROTTLED, (_seconds(row.usage.cpu_throttled_us) for row in sessions))
+    yield each(catalog.SESSION_CPU_LIMIT, (_cores(row.cpu_limit_milli) for row in sessions))
+    yield each(catalog.SESSION_PIDS, (row.usage.pids_current for row in sessions))
+    yield each(catalog.SESSION_PIDS_LIMIT, (row.pids_limit for row in sessions))
+    yield each(catalog.SESSION_FORKS_REFUSED, (row.usage.pids_max_events for row in sessions))
+    yield each(catalog.SESSION_CALLS, (row.calls for row in sessions))
+    yield each(catalog.SESSION_CALLS_LIMIT, (row.calls_limit for row in sessions))
+    yield each(catalog.SESSION_CALLS_ENDED, (row.calls_ended for row in sessions))
+
+
+def _memory_events(sessions: tuple[SessionSample, ...]) -> Iterator[Series]:
+    for row in sessions:
+        yield (row.name, "high"), row.usage.memory_high_events
+        yield (row.name, "max"), row.usage.memory_max_events
+        yield (row.name, "oom_kill"), row.usage.oom_kill_events
+
+
+def _stalls(sessions: tuple[SessionSample, ...]) -> Iterator[Series]:
+    for row in sessions:
+        yield (row.name, "memory"), _seconds(row.usage.memory_stall_us)
+        yield (row.name, "cpu"), _seconds(row.usage.cpu_stall_us)
+
+
+def _cpu_seconds(sessions: tuple[SessionSample, ...]) -> Iterator[Series]:
+    for row in sessions:
+        yield (row.name, "user"), _seconds(row.usage.cpu_user_us)
+        yield (row.name, "system"), _seconds(row.usage.cpu_system_us)
+
+
+def _calls(counters: Counters) -> Iterator[Metric]:
+    yield _family(catalog.ANSWERS, _answers(counters))
+    yield _family(
+        catalog.CALLS_ENDED,
+        [
+            ((verdict, priority, _declared(cpu_class)), counters.calls_ended[verdict, priority, cpu_class])
+            for verdict in Verdict
+            for priority in Priority
+            for cpu_class in counters.call_duration_s
+        ],
+    )
+    yield _family(catalog.KILLS, [((reason,), counters.kills[reason]) for reason in KillReason])
+    yield _one(catalog.LEFTOVER_PROCESSES, counters.leftover_processes)
+    yield _histograms(
+        catalog.CALL_DURATION, {(_declared(key),): value for key, value in counters.call_duration_s.items()}
+    )
+    yield _histograms(
+        catalog.CALL_MEMORY_PEAK,
+        {(_declared(key),): value for key, value in counters.call_peak_bytes.items()},
+    )
+    yield _histograms(catalog.PLACEMENT, {(door,): value for door, value in counters.placement_s.items()})
+    yield _one(catalog.SESSIONS_OPENED, counters.sessions_opened)
+    yield _one(catalog.SESSIONS_CLOSED, counters.sessions_closed)
+
+
+def _answers(counters: Counters) -> Iterator[Series]:
+    for decision in Decision:
+        for reason in (None, *Reason):
+            count = counters.answers[decision, reason]
+            # A grant as asked has no reason, everything else has one: other series would stay 0 forever.
+            if count or (decision is Decision.GRANTED) is (reason is None):
+                yield (decision, catalog.NO_REASON if reason is None else reason), count
+
+
+def _daemon(snapshot: Snapshot, process: psutil.Process) -> Iterator[Metric]:
+    usage, counters = snapshot.host.daemon_usage, snapshot.counters
+    yield _family(
+        catalog.DAEMON_CPU,
+        [(("user",), _seconds(usage.cpu_user_us)), (("system",), _seconds(usage.cpu_system_us))],
+    )
+    yield _one(catalog.DAEMON_RESIDENT_MEMORY, snapshot.host.daemon_rss_bytes)
+    yield _one(catalog.DAEMON_OPEN_FDS, process.num_fds())
+    yield _one(catalog.DAEMON_THREADS, process.num_threads())
+    kinds = catalog.ERROR_KIND.values
+    errors = {str(kind): count for kind, count in counters.request_errors.items()}
+    yield _family(catalog.REQUEST_ERRORS, [((kind,), errors.get(kind, 0)) for kind in kinds])
+    yield _one(catalog.INTERNAL_ERRORS, counters.internal_errors)
+    yield _one(catalog.FEEDBACK_DROPPED, snapshot.feedback_dropped)
+    yield _one(catalog.KERNEL_EVENTS_LOST, counters.kernel_events_lost)
+
+
+def _history(history: HistoryStats) -> Iterator[Metric]:
+    if not history.enabled:
+        return
+    yield _one(catalog.HISTORY_WORKING, int(history.working))
+    yield _one(catalog.HISTORY_ENTRIES, history.entries)
+    yield _one(catalog.HISTORY_SIZE, history.size_bytes)
+    yield _one(catalog.HISTORY_WAITING, history.waiting)
+    yield _one(catalog.HISTORY_WRITTEN, history.written)
+    yield _family(
+        catalog.HISTORY_DROPPED, [((cause,), history.dropped.get(cause, 0)) for cause in DropCause]
+    )
+    yield _one(catalog.HISTORY_EXPIRED, history.expired)
