@@ -7,8 +7,9 @@ Quantities are written as people write them (`memory = "6G"`, `grant_lifetime = 
 import difflib
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, get_origin, get_type_hints
 
 import msgspec
 
@@ -22,16 +23,10 @@ class ConfigError(Exception):
     """The configuration is wrong; the message names file, key, cause and next step."""
 
 
-class SizeBytes(int):
-    """A size in bytes, written "512M" or as a number of bytes."""
-
-
-class CpuMilli(int):
-    """CPU in thousandths of a core, written "1.5" or "1500m"."""
-
-
-class DurationMs(int):
-    """A duration in milliseconds, written "30s"; a bare number is seconds."""
+# Fields of these types are written as text or as a number; the annotation is what reads them.
+SizeBytes = Annotated[int, parse_size]  # "512M", or bytes
+CpuMilli = Annotated[int, parse_cpu]  # "1.5" or "1500m"; a number is cores
+DurationMs = Annotated[int, parse_duration]  # "30s"; a number is seconds
 
 
 class DaemonConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,10 +46,10 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # /agentcgroup.slice.
     cgroup_root: str = ""
     # What all sessions together may use; 0 is all of the host's memory less `memory_reserve`.
-    memory: SizeBytes = SizeBytes(0)
-    memory_reserve: SizeBytes = SizeBytes(512 << 20)
+    memory: SizeBytes = 0
+    memory_reserve: SizeBytes = 512 << 20
     # 0 is every CPU of the host.
-    cpu: CpuMilli = CpuMilli(0)
+    cpu: CpuMilli = 0
     pids_max: int = 32768
     sessions_max: int = 256
     calls_max: int = 4096
@@ -65,11 +60,11 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Defaults of a session's budget."""
 
-    memory: SizeBytes = SizeBytes(4 << 30)
-    agent_memory: SizeBytes = SizeBytes(512 << 20)
-    swap: SizeBytes = SizeBytes(0)
+    memory: SizeBytes = 4 << 30
+    agent_memory: SizeBytes = 512 << 20
+    swap: SizeBytes = 0
     # 0: no cap.
-    cpu: CpuMilli = CpuMilli(0)
+    cpu: CpuMilli = 0
     pids_max: int = 4096
     calls_max: int = 256
     priority: Priority = Priority.NORMAL
@@ -78,17 +73,17 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CallConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Defaults of a call that declares nothing."""
 
-    memory: SizeBytes = SizeBytes(256 << 20)
+    memory: SizeBytes = 256 << 20
     # 0: up to what the session's calls may use together.
-    memory_max: SizeBytes = SizeBytes(0)
+    memory_max: SizeBytes = 0
     cpu_class: CpuClass = CpuClass.NORMAL
     pids_max: int = 1024
     # 0: no deadline.
-    deadline: DurationMs = DurationMs(0)
+    deadline: DurationMs = 0
     on_exceed: OnExceed = OnExceed.STOP
-    throttle_limit: DurationMs = DurationMs(30_000)
+    throttle_limit: DurationMs = 30_000
     # How long a grant is held before the call begins.
-    grant_lifetime: DurationMs = DurationMs(30_000)
+    grant_lifetime: DurationMs = 30_000
     # How much more likely than others a tool is chosen by the OOM killer of session or host.
     oom_score_adj: int = 500
 
@@ -103,8 +98,8 @@ class HistoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
     # Relative to state_dir.
     path: str = "history.sqlite3"
-    keep: DurationMs = DurationMs(30 * 86_400_000)
-    max_size: SizeBytes = SizeBytes(256 << 20)
+    keep: DurationMs = 30 * 86_400_000
+    max_size: SizeBytes = 256 << 20
 
 
 class DockerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,33 +118,32 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     docker: DockerConfig = DockerConfig()
 
 
-_PARSERS: Final = {SizeBytes: parse_size, CpuMilli: parse_cpu, DurationMs: parse_duration}
-
-
-def _decode_quantity(kind: type, value: Any) -> Any:
-    parser = _PARSERS.get(kind)
-    if parser is None:
-        raise NotImplementedError(f"no decoder for {kind}")
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is no quantity")
-    if not isinstance(value, str) and value < 0:
-        raise ValueError(f"{value} is negative")
-    try:
-        return kind(parser(value if isinstance(value, str) else f"{value}"))
-    except BadQuantity as error:
-        raise ValueError(str(error)) from error
-
-
-def _check_names(table: dict[str, Any], struct: type[msgspec.Struct], where: str, source: str) -> None:
-    known = struct.__struct_fields__
+def _plain(table: dict[str, Any], struct: type[msgspec.Struct], where: str, source: str) -> dict[str, Any]:
+    """`table` with every quantity read; raises ConfigError for keys that `struct` does not have."""
+    types = get_type_hints(struct, include_extras=True)
+    plain = {}
     for key, value in table.items():
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        if key not in types:
+            close = difflib.get_close_matches(key, types, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(types)}"
             raise ConfigError(f"{source}: unknown key {where}{key}: {hint}")
-        default = getattr(struct(), key)
-        if isinstance(default, msgspec.Struct) and isinstance(value, dict):
-            _check_names(value, type(default), f"{where}{key}.", source)
+        kind = types[key]
+        if get_origin(kind) is Annotated:
+            plain[key] = _quantity(value, kind.__metadata__[0], f"{source}: {where}{key}")
+        elif isinstance(value, dict) and issubclass(kind, msgspec.Struct):
+            plain[key] = _plain(value, kind, f"{where}{key}.", source)
+        else:
+            plain[key] = value
+    return plain
+
+
+def _quantity(value: Any, parse: Callable[[str], int], where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ConfigError(f"{where}: {value!r} is no quantity")
+    try:
+        return parse(str(value))
+    except BadQuantity as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _check_values(config: Config, source: str) -> None:
@@ -193,9 +187,8 @@ def parse(text: str, source: str = "configuration") -> Config:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not TOML: {error}") from error
-    _check_names(table, Config, "", source)
     try:
-        config = msgspec.convert(table, Config, dec_hook=_decode_quantity)
+        config = msgspec.convert(_plain(table, Config, "", source), Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {error}") from error
     _check_values(config, source)

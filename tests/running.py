@@ -103,11 +103,11 @@ enabled = false
     def cgroups(self) -> list[str]:
         """Paths of every cgroup below the root, relative to it."""
         with Cgroup.open(self.root) as root:
-            found = []
-            for cgroup in root.walk():
-                found.append(os.path.relpath(cgroup.path, root.path))
+            # Closing one on the way would skip what is below it.
+            below = list(root.walk())
+            for cgroup in below:
                 cgroup.close()
-            return found
+            return [os.path.relpath(cgroup.path, root.path) for cgroup in below]
 
     def call_cgroups(self) -> list[str]:
         return [path for path in self.cgroups() if "/calls/" in path]

@@ -105,8 +105,12 @@ class Calls(Endings):
         )
 
     def _unenforced_notices(self) -> tuple[str, ...]:
-        missing = self._host.not_enforced
-        return (f"not enforced on this host: {'; '.join(missing)}",) if missing else ()
+        missing = [field.partition(":")[0] for field in self._host.not_enforced]
+        return (
+            (f"not enforced on this host: {', '.join(missing)}; `agentcg check` says why",)
+            if missing
+            else ()
+        )
 
     def _lapse(self, call: ToolCall) -> None:
         if call.state is CallState.DECLARED:
