@@ -23,10 +23,11 @@ from agentcgroup.daemon.policy.verdict import judge
 
 log = logging.getLogger("agentcgroup.controller")
 
-# A killed process is gone as soon as it leaves the kernel; one in uninterruptible sleep may take long. Then the report does
-# not wait for it, and the cgroup is swept later.
+# A killed process is gone as soon as it leaves the kernel; one in uninterruptible sleep may take long. Then
+# the report does not wait for it, and the cgroup is swept later.
 DRAIN_DEADLINE_S: Final = 5.0
-# The exit status of a process is known when its parent has reaped it; a parent that does not must not hold up the report.
+# The exit status of a process is known when its parent has reaped it; a parent that does not must not hold
+# up the report.
 STATUS_DEADLINE_S: Final = 2.0
 
 # Ends that are the agent's business at once, not only when it asks.
@@ -53,8 +54,11 @@ class Endings(Core):
         if call.started_at_ns is None:
             self._close_unbegun(call)
             return
+        # What an operator or the session's end takes, it takes all of; a deadline or a Finish was the outer
+        # call's own.
+        whole = reason in (KillReason.OPERATOR, KillReason.SESSION_END)
         for nested in self._ledger.descendants(call):
-            nested.kill_reason, nested.kill_note = reason, note
+            nested.kill_reason, nested.kill_note = (reason, note) if whole else (KillReason.PARENT_END, "")
         call.kill_reason, call.kill_note = reason, note
         self.counters.killed(reason)
         self._begin_end(call)
@@ -171,7 +175,8 @@ class Endings(Core):
         if call.is_live:
             self._kill(call, KillReason.FINISHED)
             if life is not None:
-                # The kernel would say "signal 9", which is the daemon's own doing and not how the tool ended.
+                # The kernel would say "signal 9", which is the daemon's own doing and not how the tool
+                # ended.
                 call.exit_status = ExitStatus(exit_code=exit_code)
                 life.status_known.set()
         if life is not None:
