@@ -1,0 +1,194 @@
+"""What the integration tests drive: real gRPC, real sockets, the real controller, real processes, a fake machine."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from agentcgroup.daemon.api.server import Api
+from agentcgroup.daemon.config import Config, DaemonConfig
+from agentcgroup.daemon.controller import Controller
+from agentcgroup.daemon.counters import Counters
+from agentcgroup.daemon.feedback import Feed
+from agentcgroup.daemon.model import BudgetRequest, Session
+from agentcgroup.proto.launch import MOST_BYTES, Reply, Request, decode_reply, encode_request
+from agentcgroup.proto.v1.agent_pb2_grpc import AgentServiceStub
+from agentcgroup.proto.v1.operator_pb2 import GetHostRequest
+from agentcgroup.proto.v1.operator_pb2_grpc import OperatorServiceStub
+from tests.fakes import FakeClock, FakeHistory, FakeHost
+
+if TYPE_CHECKING:
+    # The type of the same stubs on an asynchronous channel, which is in their type stub only.
+    from agentcgroup.proto.v1.agent_pb2_grpc import AgentServiceAsyncStub
+    from agentcgroup.proto.v1.operator_pb2_grpc import OperatorServiceAsyncStub
+
+MIB = 1 << 20
+GIB = 1 << 30
+# Longer than anything here takes, shorter than a person waits.
+DEADLINE_S = 20.0
+
+# Plays the launcher up to its exec: connects, asks, shows the answer, then is the tool until told how to
+# exit.
+_CALLER = """
+import socket, sys
+door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+door.connect(sys.argv[1])
+door.send(bytes.fromhex(sys.argv[2]))
+print(door.recv(20000).hex(), flush=True)
+door.close()
+sys.exit(int(sys.stdin.read() or 0))
+"""
+
+
+class Caller:
+    """A process that went through a launcher's door."""
+
+    def __init__(self, process: asyncio.subprocess.Process, reply: Reply) -> None:
+        self.process = process
+        self.reply = reply
+
+    async def exit(self, code: int = 0) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(str(code).encode())
+        self.process.stdin.close()
+        await self.process.wait()
+
+
+class Daemon:
+    """Core and edges as daemon/app.py builds them."""
+
+    def __init__(self, run_dir: Path, config: Config | None = None, host: FakeHost | None = None) -> None:
+        self.run_dir = run_dir
+        self.config = config or Config(daemon=DaemonConfig(run_dir=str(run_dir)))
+        self.host = host or FakeHost()
+        self.history = FakeHistory()
+        self.controller = Controller(self.config, self.host, self.history, FakeClock(), Counters(), Feed())
+        self.api = Api(self.config, self.controller, self.history)
+        self._channels: list[grpc.aio.Channel] = []
+        self._callers: list[asyncio.subprocess.Process] = []
+        self._sleepers: list[subprocess.Popen[bytes]] = []
+
+    async def start(self) -> None:
+        self.host.listen(self.controller)
+        self.controller.use_doors(self.api)
+        await self.api.start()
+
+    async def stop(self) -> None:
+        for channel in self._channels:
+            await channel.close()
+        await self.controller.close()
+        await self.api.stop()
+        for process in self._callers:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        for sleeper in self._sleepers:
+            sleeper.kill()
+            sleeper.wait()
+        self.host.close()
+
+    # ---- who asks
+
+    def channel(self, socket: Path) -> grpc.aio.Channel:
+        channel = grpc.aio.insecure_channel(f"unix:{socket}")
+        self._channels.append(channel)
+        return channel
+
+    @property
+    def operator(self) -> "OperatorServiceAsyncStub":
+        return OperatorServiceStub(self.channel(self.run_dir / "operator.sock"))
+
+    def agent(self, session: str) -> "AgentServiceAsyncStub":
+        return AgentServiceStub(self.channel(self.socket(session, "agent.sock")))
+
+    def socket(self, session: str, name: str) -> Path:
+        return self.run_dir / "sessions" / session / name
+
+    async def open(self, name: str, memory: int = 4 * GIB, **budget: int) -> Session:
+        request = BudgetRequest(memory_max_bytes=memory, agent_memory_bytes=256 * MIB, **budget)
+        return await self.controller.open_session(name, request)
+
+    # ---- processes
+
+    def process(self, session: str = "") -> int:
+        """The pid of a new process that lives in the agent leaf of `session`, or outside all sessions."""
+        sleeper = subprocess.Popen(["sleep", "600"])
+        self._sleepers.append(sleeper)
+        if session:
+            self.host.homes[sleeper.pid] = session
+        return sleeper.pid
+
+    def ended_process(self) -> int:
+        """A pid that no process has any more."""
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        return ended.pid
+
+    async def launch(self, session: str, request: Request | None = None) -> Caller:
+        """A new process outside all sessions that asks at the launcher's door."""
+        return await self.launch_packet(session, encode_request(request or Request()))
+
+    async def launch_packet(self, session: str, packet: bytes) -> Caller:
+        assert len(packet) <= MOST_BYTES
+        process = await asyncio.create_subprocess_exec(
+            *(
+                sys.executable,
+                "-S",
+                "-E",
+                "-c",
+                _CALLER,
+                str(self.socket(session, "launch.sock")),
+                packet.hex(),
+            ),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        self._callers.append(process)
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
+        return Caller(process, decode_reply(bytes.fromhex(line.decode())))
+
+    async def is_well(self) -> None:
+        """The daemon still answers an operator."""
+        await self.operator.GetHost(GetHostRequest(), timeout=DEADLINE_S)
+
+
+def descriptors() -> int:
+    """How many file descriptors this process holds."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+class Refused:
+    """A gRPC error as a caller sees it."""
+
+    def __init__(self, error: grpc.RpcError) -> None:
+        assert isinstance(error, grpc.aio.AioRpcError)
+        self.code = error.code()
+        self.message = error.details() or ""
+        status: Any = rpc_status.from_call(error)  # type: ignore[arg-type]
+        self.reason, self.field, self.next_step, self.metadata = "", "", "", {}
+        for detail in status.details if status is not None else ():
+            info = error_details_pb2.ErrorInfo()
+            bad = error_details_pb2.BadRequest()
+            words = error_details_pb2.LocalizedMessage()
+            if detail.Unpack(info):
+                self.reason, self.metadata = info.reason, dict(info.metadata)
+            elif detail.Unpack(bad):
+                self.field = bad.field_violations[0].field
+            elif detail.Unpack(words):
+                self.next_step = words.message
+
+
+async def refusal(call: Any) -> Refused:
+    """The error that awaiting `call` ends in."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return Refused(error)
+    raise AssertionError(f"was answered: {answer}")
