@@ -1,0 +1,117 @@
+"""The row about calls: answers, verdicts, durations, peaks."""
+
+from typing import Final
+
+from dashboards.panel import HOST, Kind, Panel, Query, Row, quantiles
+
+CALLS_ROW: Final = Row(
+    "Calls",
+    (
+        Panel(
+            "Answers",
+            "What intents were answered.",
+            Kind.TIMESERIES,
+            "cps",
+            (
+                Query(
+                    f"sum by (decision) (rate(agentcgroup_answers_total{{{HOST}}}[$__rate_interval]))",
+                    "{{decision}}",
+                ),
+            ),
+            stacked=True,
+        ),
+        Panel(
+            "Why calls got less than asked",
+            "Reasons for trimmed, queued and refused intents. Empty while everything is granted.",
+            Kind.TIMESERIES,
+            "cps",
+            (
+                Query(
+                    "sum by (decision, reason) "
+                    f'(rate(agentcgroup_answers_total{{{HOST}, decision!="granted"}}[$__rate_interval])) > 0',
+                    "{{decision}}: {{reason}}",
+                ),
+            ),
+            stacked=True,
+        ),
+        Panel(
+            "How calls ended",
+            "Verdicts, taken from kernel counters and exit status. Empty while no call ends.",
+            Kind.TIMESERIES,
+            "cps",
+            (
+                Query(
+                    f"sum by (verdict) (rate(agentcgroup_calls_ended_total{{{HOST}}}[$__rate_interval])) > 0",
+                    "{{verdict}}",
+                ),
+            ),
+            stacked=True,
+        ),
+        Panel(
+            "Duration",
+            "How long ended calls had run, by the CPU class they declared.",
+            Kind.TIMESERIES,
+            "s",
+            quantiles("agentcgroup_call_duration_seconds", "cpu_class"),
+        ),
+        Panel(
+            "Peak memory",
+            "Most memory that ended calls had used, by the CPU class they declared.",
+            Kind.TIMESERIES,
+            "bytes",
+            quantiles("agentcgroup_call_memory_peak_bytes", "cpu_class"),
+        ),
+        Panel(
+            "Peak memory, all calls",
+            "How many calls ended with which peak.",
+            Kind.HEATMAP,
+            "bytes",
+            (
+                Query(
+                    f"sum by (le) (increase(agentcgroup_call_memory_peak_bytes_bucket{{{HOST}}}[$__rate_interval]))",
+                    "{{le}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Calls that ended well",
+            "Share of calls with exit status 0, by priority of their session. Empty while no call ends.",
+            Kind.TIMESERIES,
+            "percentunit",
+            (
+                Query(
+                    "sum by (priority) "
+                    f'(rate(agentcgroup_calls_ended_total{{{HOST}, verdict="ok"}}[$__rate_interval])) / '
+                    f"sum by (priority) (rate(agentcgroup_calls_ended_total{{{HOST}}}[$__rate_interval]))",
+                    "{{priority}}",
+                ),
+            ),
+            extra={"min": 0, "max": 1},
+        ),
+        Panel(
+            "Killed by the daemon",
+            "Calls that agentcgroupd killed, and why. Kills by the kernel are under How calls ended.",
+            Kind.TIMESERIES,
+            "cps",
+            (
+                Query(
+                    f"sum by (reason) (rate(agentcgroup_kills_total{{{HOST}}}[$__rate_interval]))",
+                    "{{reason}}",
+                ),
+            ),
+            stacked=True,
+        ),
+        Panel(
+            "Left behind",
+            "Processes that ended calls had left running; they are killed with the call.",
+            Kind.TIMESERIES,
+            "cps",
+            (
+                Query(
+                    f"sum by (instance) (rate(agentcgroup_leftover_processes_total{{{HOST}}}[$__rate_interval]))",
+                    "{{instance}}",
+                ),
+            ),
+        ),
+    ),
+)
