@@ -121,7 +121,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def _plain(table: dict[str, Any], struct: type[msgspec.Struct], where: str, source: str) -> dict[str, Any]:
     """`table` with every quantity read; raises ConfigError for keys that `struct` does not have."""
     types = get_type_hints(struct, include_extras=True)
-    plain = {}
+    plain: dict[str, Any] = {}
     for key, value in table.items():
         if key not in types:
             close = difflib.get_close_matches(key, types, n=1)
