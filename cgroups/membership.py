@@ -12,6 +12,8 @@ from typing import Final
 from agentcgroup.cgroups.errors import BadFormat, NotCgroup2, ProcessGone
 
 _PF_KTHREAD: Final = 0x00200000  # include/linux/sched.h
+# A path is at most PATH_MAX long and cgroup v1 adds a dozen lines; the kernel prints that much at once.
+_PROC_BYTES: Final = 65536
 _DELETED: Final = " (deleted)"
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
@@ -101,9 +103,13 @@ def is_kernel_thread(pid: int) -> bool:
 
 
 def _read_proc(path: str) -> str:
+    # By descriptor: a text file object costs more than all the rest of finding a process's cgroup.
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, _PROC_BYTES).decode(errors="surrogateescape")
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessGone(path, "there is no such process", error.errno or 0) from error
 

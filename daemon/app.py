@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import resource
@@ -11,20 +12,19 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from agentcgroup.daemon.api.server import Api
-from agentcgroup.daemon.host.docker import DockerFollower
-from agentcgroup.daemon.metrics.endpoint import MetricsEndpoint
-
 from agentcgroup import __version__
+from agentcgroup.daemon.api.server import Api
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.history import open_history
 from agentcgroup.daemon.host import capabilities, systemd
+from agentcgroup.daemon.host.docker import DockerFollower
 from agentcgroup.daemon.host.dry import DryRunHost
 from agentcgroup.daemon.host.linux import LinuxHost
 from agentcgroup.daemon.host.prepare import HostUnfit, limit_root, prepare, sweep
+from agentcgroup.daemon.metrics.endpoint import MetricsEndpoint
 from agentcgroup.daemon.ports import Host
 
 log = logging.getLogger("agentcgroup")
@@ -121,6 +121,9 @@ async def run(config: Config) -> None:
             host.cgroup_root,
             config.daemon.run_dir,
         )
+        # What lives now lives for good: the collector need not walk it in the middle of a launch.
+        gc.collect()
+        gc.freeze()
         stack.enter_context(systemd.ready(loop))
         await stop.wait()
         log.info("stopping: ending %d sessions", len(controller.sessions()))

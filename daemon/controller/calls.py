@@ -1,5 +1,6 @@
 """The verbs of a call's life up to its end: declare, begin, adjust, freeze."""
 
+import asyncio
 import dataclasses
 
 from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THROTTLE_TIMER, Life
@@ -190,13 +191,14 @@ class Calls(Endings):
                 call.limits.deadline_ms,
                 lambda: self._kill(call, KillReason.DEADLINE),
             )
-        self._say(FeedbackKind.STARTED, session, self._started_words(call), call=call, level=Level.AMPLE)
+        # Said after the answer: logging and streaming are no part of what the caller waits for.
+        asyncio.get_running_loop().call_soon(self._say_started, call)
         return call
 
-    @staticmethod
-    def _started_words(call: ToolCall) -> str:
+    def _say_started(self, call: ToolCall) -> None:
         command = " ".join(call.intent.command) or f"process {call.pid}"
-        return f"Started {command[:120]!r}."
+        words = f"Started {command[:120]!r}."
+        self._say(FeedbackKind.STARTED, call.session, words, call=call, level=Level.AMPLE)
 
     def _follow(self, call: ToolCall, pidfd: int) -> None:
         def on_exit() -> None:

@@ -46,7 +46,7 @@ def prepare(config: Config) -> Ground:
         root.enable_controllers(controllers)
     except CgroupError as error:
         raise HostUnfit(
-            f"{error}. The daemon needs to be root on a host with a writable cgroup v2 hierarchy (`agentcgroupd --check-host`)"
+            f"{error}. The daemon needs root and a writable cgroup v2 hierarchy (`agentcgroupd --check-host`)"
         ) from error
     missing = CONTROLLERS - controllers
     if missing and config.host.unenforced == "refuse":

@@ -57,7 +57,8 @@ def _message(call: EndedCall) -> str:
             )
         case Verdict.MEMORY_LIMIT_CALL:
             return (
-                f"Killed by the kernel: the call reached its own memory limit of {limit}{_peak(call)} after {took}. "
+                f"Killed by the kernel: the call reached its own memory limit of {limit}{_peak(call)} "
+                f"after {took}. "
                 "Only this call was stopped."
             )
         case Verdict.MEMORY_LIMIT_SESSION:

@@ -124,7 +124,7 @@ def check_shrink(
     ):
         raise RequestError(
             Kind.STATE,
-            f"the session uses {format_size(current)} now: a budget of {format_size(budget.memory_max_bytes)} would kill in it",
+            f"the session uses {format_size(current)}: a budget of {format_size(budget.memory_max_bytes)} would kill in it",
             "ask for more, or free memory first",
             "budget.memory_max_bytes",
         )
