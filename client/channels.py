@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 import grpc
 
@@ -18,7 +19,8 @@ DEFAULT_TIMEOUT_S: Final = 30.0
 _OPTIONS: Final = (
     # A daemon that was restarted is found again within a second; gRPC's own pause grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Also what a connection may take until the daemon says its first word.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.enable_http_proxy", 0),
     # Limits are asked for where the limits are: no name service, no balancing, no repeating behind the caller's back.
@@ -28,7 +30,8 @@ _OPTIONS: Final = (
 
 
 def _target(socket_path: str) -> str:
-    return f"unix:{check_socket_path(socket_path)}"
+    # A target is a URI: what is no plain path in one is escaped.
+    return f"unix:{quote(check_socket_path(socket_path))}"
 
 
 class SyncChannel:

@@ -121,7 +121,8 @@ def _unreachable(socket_path: str) -> ClientError:
             f"{socket_path}: {error.strerror or error}", "See whether agentcgroupd runs and what it logs"
         )
     return Unreachable(
-        f"the daemon at {socket_path} went away", "See what agentcgroupd logs, then ask again"
+        f"the daemon at {socket_path} went away or says nothing",
+        "See what agentcgroupd logs, then ask again",
     )
 
 

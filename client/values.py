@@ -139,6 +139,7 @@ class Limits:
     cpu_weight: int | None = None
     pids_max: int | None = None
     deadline_ms: int | None = None
+    throttle_limit_ms: int | None = None
     not_enforced: tuple[str, ...] = ()
 
 

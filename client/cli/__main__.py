@@ -45,14 +45,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Carries out the command in `words` (sys.argv by default) and returns its exit status."""
-    # A reader that has seen enough (agentcg history | head) ends this program as it ends any other.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    arguments = _parse(sys.argv[1:] if words is None else words)
-    if not hasattr(arguments, "run"):
+def carry_out(words: Sequence[str]) -> int:
+    """Carries out the command in `words` and returns its exit status; a wrong command line is SystemExit."""
+    if words[:1] == ["run"]:
         print("agentcg: run is native: call the agentcg command, not its Python part", file=sys.stderr)
         return ExitStatus.INVALID
+    arguments = _parse(words)
     try:
         status: int = arguments.run(arguments)
         return status
@@ -62,6 +60,13 @@ def main(words: Sequence[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
+
+
+def main() -> int:
+    """The entry point: carries out the process's command line."""
+    # A reader that has seen enough (agentcg history | head) ends this program as it ends any other.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    return carry_out(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -80,11 +80,11 @@ def clock(at: datetime | None) -> str:
 
 
 def age(since: datetime | None) -> str:
-    return (
-        NOTHING
-        if since is None
-        else format_duration(max(0, (datetime.now(UTC) - since).total_seconds() // 1) * 1000)
-    )
+    """How long ago `since` was, in whole seconds."""
+    if since is None:
+        return NOTHING
+    seconds = int((datetime.now(UTC) - since).total_seconds())
+    return format_duration(seconds * 1000) if seconds > 0 else "0 s"
 
 
 def command_line(command: Sequence[str], most: int = 60) -> str:

@@ -88,7 +88,9 @@ def _run(arguments: argparse.Namespace) -> int:
             **options.budget_of(arguments),
         )
         limits = _enter(client, session)
-    environment = identity.environment_of(user, os.environ, os.getuid()) | {
+    # Where the operator's socket is, is nothing for the agent.
+    outside = {key: value for key, value in os.environ.items() if key != places.OPERATOR_SOCKET_VARIABLE}
+    environment = identity.environment_of(user, outside, os.getuid()) | {
         places.SESSION_DIR_VARIABLE: session.socket_dir,
         "AGENTCGROUP_SESSION": session.name,
         "AGENTCGROUP_CPU_MILLI": str(limits.cpu_available_milli),

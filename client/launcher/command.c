@@ -2,6 +2,7 @@
 #include "launcher.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -110,6 +111,13 @@ int python_execute(int argc, char **argv)
 	slash = strrchr(python, '/');
 	if (slash)
 		strcpy(slash + 1, "python3");
+	if (slash && check_executable(python) != 0 && faccessat(AT_FDCWD, python, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+		// Not a standalone launcher, but an installation that this user cannot use.
+		complain("cannot execute ", python, ": ", strerror(errno),
+		         "\nagentcg: install agentcgroup where every user may read it, with a Python that every user may execute",
+		         NULL);
+		return EXIT_NOT_EXECUTABLE;
+	}
 	if ((!slash || check_executable(python) != 0) && command_find("python3", python) != 0) {
 		complain("this is the standalone launcher, which knows only run: there is no Python for '", argv[1],
 		         "'\nagentcg: install Python 3.11 and the package: pip install agentcgroup", NULL);

@@ -2,11 +2,12 @@
 
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.unit.client.scripted_daemon import AGENT_SERVICE, OPERATOR_SERVICE, ScriptedDaemon
 from tests.unit.client.scripted_door import ScriptedDoor, Step
 
 LAUNCHER_SOURCES = Path(__file__).resolve().parents[3] / "client" / "launcher"
@@ -62,3 +63,16 @@ def run(launcher: Path, tmp_path: Path, environment: dict[str, str]) -> RunLaunc
 def door(tmp_path: Path) -> Callable[[Sequence[Step]], ScriptedDoor]:
     """Makes a door in tmp_path; to be used as a context manager."""
     return lambda steps: ScriptedDoor(tmp_path, steps)
+
+
+@pytest.fixture
+def agent_daemon(tmp_path: Path) -> Iterator[ScriptedDaemon]:
+    """A session's agent.sock in tmp_path, which so is a session directory."""
+    with ScriptedDaemon(tmp_path / "agent.sock", AGENT_SERVICE) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def operator_daemon(tmp_path: Path) -> Iterator[ScriptedDaemon]:
+    with ScriptedDaemon(tmp_path / "operator.sock", OPERATOR_SERVICE) as daemon:
+        yield daemon
