@@ -87,7 +87,7 @@ def _message(call: EndedCall) -> str:
             return f"Stopped because the call around it ended, after {took}."
         case Verdict.SIGNAL:
             number = call.status.signal
-            return f"Ended by signal {number} after {took}{_peak(call)}; it came neither from a limit nor from this daemon."
+            return f"Ended by signal {number} after {took}{_peak(call)}; neither a limit nor this daemon sent it."
         case Verdict.NOT_BEGUN:
             return "Never begun: the grant was given back or lapsed."
         case Verdict.UNKNOWN:
