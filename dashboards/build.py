@@ -53,9 +53,9 @@ def _starts() -> dict[str, Any]:
     return {
         "datasource": DATASOURCE,
         "enable": True,
-        "expr": f"agentcgroup_start_time_seconds{{{HOST}}} * 1000",
         "iconColor": "blue",
         "name": "Start of agentcgroupd",
+        "target": {"expr": f"agentcgroup_start_time_seconds{{{HOST}}} * 1000", "refId": "Anno"},
         "titleFormat": "agentcgroupd started on {{instance}}",
         "useValueForTime": True,
     }
@@ -142,14 +142,14 @@ def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
                 for column, unit in panel.units.items()
             ],
         },
-        "options": _options(panel.kind),
+        "options": _options(panel),
         "targets": [_target(panel, index, query) for index, query in enumerate(panel.queries)],
         "transformations": _transformations(panel),
     }
 
 
-def _options(kind: Kind) -> dict[str, Any]:
-    match kind:
+def _options(panel: Panel) -> dict[str, Any]:
+    match panel.kind:
         case Kind.STAT:
             return {
                 "colorMode": "value",
@@ -157,24 +157,43 @@ def _options(kind: Kind) -> dict[str, Any]:
                 "justifyMode": "auto",
                 "orientation": "auto",
                 "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-                "textMode": "auto",
+                "percentChangeColorMode": "standard",
+                "showPercentChange": False,
+                "textMode": panel.text,
+                "wideLayout": True,
             }
         case Kind.TIMESERIES:
             return {
-                "legend": {"calcs": ["lastNotNull", "max"], "displayMode": "table", "placement": "bottom"},
+                "legend": {
+                    "calcs": ["lastNotNull", "max"],
+                    "displayMode": "table",
+                    "placement": "bottom",
+                    "showLegend": True,
+                },
                 "tooltip": {"mode": "multi", "sort": "desc"},
             }
         case Kind.HEATMAP:
             return {
                 "calculate": False,
                 "cellGap": 1,
-                "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64},
+                "color": {
+                    "exponent": 0.5,
+                    "fill": "dark-orange",
+                    "mode": "scheme",
+                    "reverse": False,
+                    "scheme": "Oranges",
+                    "steps": 64,
+                },
+                "exemplars": {"color": "rgba(255,0,255,0.7)"},
+                "filterValues": {"le": 1e-9},
                 "legend": {"show": True},
+                "rowsFrame": {"layout": "auto"},
+                "showValue": "never",
                 "tooltip": {"mode": "single", "yHistogram": False},
                 "yAxis": {"axisPlacement": "left", "unit": "bytes"},
             }
         case Kind.TABLE:
-            return {"cellHeight": "sm", "showHeader": True}
+            return {"cellHeight": "sm", "frameIndex": 0, "showHeader": True}
 
 
 def _target(panel: Panel, index: int, query: Query) -> dict[str, Any]:
@@ -210,7 +229,7 @@ def queries(board: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for target in panel.get("targets", []):
             yield panel["title"], target["expr"]
     for annotation in board["annotations"]["list"]:
-        yield annotation["name"], annotation["expr"]
+        yield annotation["name"], annotation["target"]["expr"]
 
 
 def substituted(expr: str, *, interval: str, range: str, **variables: str) -> str:

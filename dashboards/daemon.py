@@ -145,7 +145,7 @@ ENFORCEMENT_ROW: Final = Row(
             "short",
             (Query(f"max by (instance, tier) (agentcgroup_tier{{{HOST}}}) == 1", "{{instance}}: {{tier}}"),),
             6,
-            extra={"displayName": "${__series.name}"},
+            text="name",
         ),
         Panel(
             "Dry run",

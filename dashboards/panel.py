@@ -37,6 +37,8 @@ class Panel:
     width: int = 8
     height: int = 8
     stacked: bool = False
+    # What a stat writes: "auto" is the value, "name" the name of the series.
+    text: str = "auto"
     extra: Mapping[str, Any] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     units: Mapping[str, str] = field(default_factory=dict)
