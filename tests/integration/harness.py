@@ -17,7 +17,7 @@ from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.model import BudgetRequest, Session
-from agentcgroup.proto.launch import MOST_BYTES, Reply, Request, decode_reply, encode_request
+from agentcgroup.proto.launch import Reply, Request, decode_reply, encode_request
 from agentcgroup.proto.v1.agent_pb2_grpc import AgentServiceStub
 from agentcgroup.proto.v1.operator_pb2 import GetHostRequest
 from agentcgroup.proto.v1.operator_pb2_grpc import OperatorServiceStub
@@ -33,13 +33,15 @@ GIB = 1 << 30
 # Longer than anything here takes, shorter than a person waits.
 DEADLINE_S = 20.0
 
-# Plays the launcher up to its exec: connects, asks, shows the answer, then is the tool until told how to
-# exit.
+# Plays the launcher up to its exec: is told to go, connects, asks, shows the answer, then is the tool until
+# told how to exit. Given a pid it asks for that process instead of itself.
 _CALLER = """
-import socket, sys
+import array, os, socket, sys
+sys.stdin.readline()
 door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 door.connect(sys.argv[1])
-door.send(bytes.fromhex(sys.argv[2]))
+fds = array.array("i", [os.pidfd_open(int(pid)) for pid in sys.argv[3:]])
+door.sendmsg([bytes.fromhex(sys.argv[2])], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else [])
 print(door.recv(20000).hex(), flush=True)
 door.close()
 sys.exit(int(sys.stdin.read() or 0))
@@ -47,11 +49,18 @@ sys.exit(int(sys.stdin.read() or 0))
 
 
 class Caller:
-    """A process that went through a launcher's door."""
+    """A process before, at and behind a launcher's door."""
 
-    def __init__(self, process: asyncio.subprocess.Process, reply: Reply) -> None:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
-        self.reply = reply
+        self.pid = process.pid
+
+    async def ask(self) -> Reply:
+        """Goes to the door; its answer."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(b"\n")
+        line = await asyncio.wait_for(self.process.stdout.readline(), DEADLINE_S)
+        return decode_reply(bytes.fromhex(line.decode()))
 
     async def exit(self, code: int = 0) -> None:
         assert self.process.stdin is not None
@@ -130,29 +139,35 @@ class Daemon:
         ended.wait()
         return ended.pid
 
-    async def launch(self, session: str, request: Request | None = None) -> Caller:
-        """A new process outside all sessions that asks at the launcher's door."""
-        return await self.launch_packet(session, encode_request(request or Request()))
+    def dead_pidfd(self) -> int:
+        """A pidfd, the caller's to close, whose process has ended and been waited for."""
+        ending = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+        pidfd = os.pidfd_open(ending.pid)
+        ending.communicate()
+        return pidfd
 
-    async def launch_packet(self, session: str, packet: bytes) -> Caller:
-        assert len(packet) <= MOST_BYTES
+    async def caller(
+        self, session: str, request: Request | None = None, *, place: int | None = None
+    ) -> Caller:
+        """A new process outside all sessions, on its way to the launcher's door; `place`: for another process."""
+        packet = encode_request(request or Request())
+        arguments = (
+            str(self.socket(session, "launch.sock")),
+            packet.hex(),
+            *(() if place is None else (str(place),)),
+        )
         process = await asyncio.create_subprocess_exec(
-            *(
-                sys.executable,
-                "-S",
-                "-E",
-                "-c",
-                _CALLER,
-                str(self.socket(session, "launch.sock")),
-                packet.hex(),
-            ),
+            *(sys.executable, "-S", "-E", "-c", _CALLER, *arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
         self._callers.append(process)
-        assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), DEADLINE_S)
-        return Caller(process, decode_reply(bytes.fromhex(line.decode())))
+        return Caller(process)
+
+    async def launch(self, session: str, request: Request | None = None) -> tuple[Caller, Reply]:
+        """A caller that has gone through the door, and what it heard there."""
+        caller = await self.caller(session, request)
+        return caller, await caller.ask()
 
     async def is_well(self) -> None:
         """The daemon still answers an operator."""

@@ -111,14 +111,14 @@ async def test_a_ticket_lets_the_launcher_run_a_call_declared_over_grpc(daemon: 
     begun = await agent.BeginCall(pb.BeginCallRequest(intent=t.Intent(memory_bytes=GIB), ticket=True))
     assert begun.ticket
     assert begun.call.state == t.CALL_STATE_DECLARED
-    caller = await daemon.launch("web", Request(ticket=begun.ticket))
-    assert caller.reply.status is Status.GRANTED
-    assert caller.reply.call_id == begun.call.id
-    assert dict(caller.reply.environment)["AGENTCGROUP_MEMORY_BYTES"] == str(GIB)
-    assert daemon.host.calls[begun.call.id].pids == {caller.process.pid}
-    second = await daemon.launch("web", Request(ticket=begun.ticket))
-    assert second.reply.status is Status.INVALID
-    assert "ticket" in second.reply.message
+    caller, reply = await daemon.launch("web", Request(ticket=begun.ticket))
+    assert reply.status is Status.GRANTED
+    assert reply.call_id == begun.call.id
+    assert dict(reply.environment)["AGENTCGROUP_MEMORY_BYTES"] == str(GIB)
+    assert daemon.host.calls[begun.call.id].pids == {caller.pid}
+    _, again = await daemon.launch("web", Request(ticket=begun.ticket))
+    assert again.status is Status.INVALID
+    assert "ticket" in again.message
     await caller.exit()
 
 

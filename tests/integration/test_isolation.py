@@ -96,11 +96,11 @@ async def test_anothers_ticket_is_worth_nothing_and_stays_good(daemon: Daemon) -
     begun = await daemon.agent("theirs").BeginCall(
         pb.BeginCallRequest(intent=types_pb2.Intent(), ticket=True)
     )
-    thief = await daemon.launch("mine", Request(ticket=begun.ticket))
-    assert thief.reply.status is Status.INVALID
-    assert "ticket" in thief.reply.message
-    owner = await daemon.launch("theirs", Request(ticket=begun.ticket))
-    assert owner.reply.status is Status.GRANTED
+    _, stolen = await daemon.launch("mine", Request(ticket=begun.ticket))
+    assert stolen.status is Status.INVALID
+    assert "ticket" in stolen.message
+    owner, owned = await daemon.launch("theirs", Request(ticket=begun.ticket))
+    assert owned.status is Status.GRANTED
     await owner.exit()
 
 
