@@ -217,7 +217,7 @@ class LaunchDoor:
             fds.append(peer_pidfd(connection, peer))
         inside = self._controller.parent_of(self._session, pid)
         if request.ticket is not None:
-            call = self._controller.redeem(self._session, request.ticket)
+            call = self._controller.redeem(self._session, request.ticket, request.arguments)
             self._check_nesting(call, inside)
             answer = Answer(call.decision, "", call_id=call.id, limits=call.limits)
         else:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Sequence
 
 from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THROTTLE_TIMER, Life
 from agentcgroup.daemon.controller.ending import Endings
@@ -23,7 +24,7 @@ from agentcgroup.daemon.model import (
     Usage,
 )
 from agentcgroup.daemon.policy import admission, resize
-from agentcgroup.daemon.policy.intent import check
+from agentcgroup.daemon.policy.intent import bounded_command, check
 from agentcgroup.daemon.ports import Location
 
 
@@ -123,8 +124,12 @@ class Calls(Endings):
         """A ticket for the launcher, good once, until the grant lapses."""
         return self._ledger.new_ticket(self._declared(session, call_id))
 
-    def redeem(self, session: str, ticket: str) -> ToolCall:
-        return self._ledger.redeem(session, ticket)
+    def redeem(self, session: str, ticket: str, command: Sequence[str] = ()) -> ToolCall:
+        """The declared call of `ticket`. `command`, what is about to run, is kept when none was declared."""
+        call = self._ledger.redeem(session, ticket)
+        if command and not call.intent.command:
+            call.intent = dataclasses.replace(call.intent, command=bounded_command(command))
+        return call
 
     def _declared(self, session: str, call_id: str) -> ToolCall:
         call = self._ledger.live_call(session, call_id)

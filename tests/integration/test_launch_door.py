@@ -126,6 +126,17 @@ async def test_a_process_of_another_session_is_turned_away(daemon: Daemon) -> No
     assert daemon.controller.counters.request_errors[Kind.DENIED] == 1
 
 
+async def test_a_ticket_tells_what_runs_unless_the_declaration_did(daemon: Daemon) -> None:
+    await daemon.open("web")
+    agent = daemon.agent("web")
+    for declared, kept in (((), ("make", "-j4")), (("build",), ("build",))):
+        intent = types_pb2.Intent(memory_bytes=MIB, command=declared)
+        begun = await agent.BeginCall(agent_pb2.BeginCallRequest(intent=intent, ticket=True))
+        caller, reply = await daemon.launch("web", Request(ticket=begun.ticket, arguments=("make", "-j4")))
+        assert daemon.controller.call("web", reply.call_id).intent.command == kept
+        await caller.exit()
+
+
 async def test_a_ticket_does_not_lead_out_of_a_call(daemon: Daemon) -> None:
     await daemon.open("web")
     agent = daemon.agent("web")
