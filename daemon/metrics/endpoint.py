@@ -95,7 +95,8 @@ class MetricsEndpoint:
         except OSError as error:
             raise ConfigError(_cannot_listen(metrics.address, metrics.port, error)) from error
         self._renderer = ThreadPoolExecutor(1, "metrics")
-        LOGGER.info("metrics: http://%s:%d%s", metrics.address, self.port, PATH)
+        shown = f"[{metrics.address}]" if ":" in metrics.address else metrics.address
+        LOGGER.info("metrics: http://%s:%d%s", shown, self.port, PATH)
         if not _is_loopback(metrics.address):
             LOGGER.warning(
                 "metrics: %s is no loopback address: whoever reaches port %d reads names and usage of all sessions",
