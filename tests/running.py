@@ -83,22 +83,12 @@ enabled = false
     def session_dir(self, name: str) -> Path:
         return self.run_dir / "sessions" / name
 
-    def launch(
-        self, session: str, *command: str, options: tuple[str, ...] = (), **keywords: object
-    ) -> "subprocess.Popen[str]":
+    def launch(self, session: str, *command: str, options: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
         """`agentcg run OPTIONS -- COMMAND` in `session`, as its tools do it."""
-        arguments = [
-            str(LAUNCHER),
-            "run",
-            "--session-dir",
-            str(self.session_dir(session)),
-            *options,
-            "--",
-            *command,
-        ]
+        launcher = [str(LAUNCHER), "run", "--session-dir", str(self.session_dir(session))]
         return subprocess.Popen(
-            arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **keywords  # type: ignore[call-overload, no-any-return]
-        )  # fmt: skip
+            [*launcher, *options, "--", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def cgroups(self) -> list[str]:
         """Paths of every cgroup below the root, relative to it."""

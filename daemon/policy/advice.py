@@ -69,8 +69,9 @@ def _message(call: EndedCall) -> str:
         case Verdict.MEMORY_LIMIT_HOST:
             return f"Killed by the kernel: the host ran out of memory, and this call was chosen{_peak(call)} after {took}."
         case Verdict.PIDS_LIMIT:
+            refused = call.usage.pids_max_events
             return (
-                f"Ended with exit status {call.status.exit_code} after the kernel refused {call.usage.pids_max_events} times "
+                f"Ended with exit status {call.status.exit_code} after the kernel refused {refused} times "
                 f"to start another process: the call may have {limits.pids_max} processes and threads."
             )
         case Verdict.DEADLINE:
@@ -87,7 +88,7 @@ def _message(call: EndedCall) -> str:
             return f"Stopped because the call around it ended, after {took}."
         case Verdict.SIGNAL:
             number = call.status.signal
-            return f"Ended by signal {number} after {took}{_peak(call)}; neither a limit nor this daemon sent it."
+            return f"Ended by signal {number} after {took}{_peak(call)}; neither a limit nor the daemon sent it."
         case Verdict.NOT_BEGUN:
             return "Never begun: the grant was given back or lapsed."
         case Verdict.UNKNOWN:

@@ -148,7 +148,8 @@ def test_no_signal_is_blocked_or_ignored(cgroup: Cgroup, spawner: Spawner) -> No
         text = output_of(cgroup, "grep -E 'Sig(Blk|Ign)' /proc/self/status", spawner)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
-    assert {line.split()[1] for line in text.splitlines()} == {"0" * 16}
+    # 32 and 33 are the C library's own; make, for one, leaves them ignored for everything it starts.
+    assert [int(line.split()[1], 16) & ~(3 << 31) for line in text.splitlines()] == [0, 0]
 
 
 def test_standard_input_is_a_descriptor_of_the_caller(cgroup: Cgroup, spawner: Spawner) -> None:

@@ -86,7 +86,10 @@ def test_the_agent_finds_the_launcher_and_nothing_of_the_operators(run: Run) -> 
 def test_the_agent_starts_as_any_program_does(run: Run) -> None:
     # No descriptor of gRPC's, no ignored or blocked signal of Python's.
     done = run("s", "--", "sh", "-c", "ls /proc/$$/fd; exec grep -E '^Sig(Blk|Ign)' /proc/self/status")
-    assert done.stdout.split() == ["0", "1", "2", "SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+    *fds, _, blocked, _, ignored = done.stdout.split()
+    assert fds == ["0", "1", "2"]
+    # 32 and 33 are the C library's own; make, for one, leaves them ignored for everything it starts.
+    assert int(blocked, 16) == 0 and int(ignored, 16) & ~(3 << 31) == 0
 
 
 def test_a_session_can_outlive_its_agent(run: Run, operator_daemon: ScriptedDaemon) -> None:

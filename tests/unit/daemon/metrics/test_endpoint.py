@@ -199,7 +199,7 @@ async def test_nothing_runs_before_the_first_scrape(controller: Controller) -> N
     before = threading.active_count()
     endpoint = MetricsEndpoint(CONFIG, controller, FixedHistory())
     await endpoint.start()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     await endpoint.stop()
 
 
