@@ -118,7 +118,6 @@ def finish(call_id: str, exit_code: int | None) -> Operation[Report]:
 
 
 def get_call(call_id: str) -> Operation[Call]:
-    """Of both services."""
     request = _message(agent.GetCallRequest, call_id=call_id)
     return Operation("GetCall", request, lambda response: convert.call(response.call))
 

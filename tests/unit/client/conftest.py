@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from agentcgroup.client.cli.__main__ import carry_out
 from tests.unit.client.scripted_daemon import AGENT_SERVICE, OPERATOR_SERVICE, ScriptedDaemon
 from tests.unit.client.scripted_door import ScriptedDoor, Step
 
 LAUNCHER_SOURCES = Path(__file__).resolve().parents[3] / "client" / "launcher"
 
 RunLauncher = Callable[..., subprocess.CompletedProcess[str]]
+Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +78,35 @@ def agent_daemon(tmp_path: Path) -> Iterator[ScriptedDaemon]:
 def operator_daemon(tmp_path: Path) -> Iterator[ScriptedDaemon]:
     with ScriptedDaemon(tmp_path / "operator.sock", OPERATOR_SERVICE) as daemon:
         yield daemon
+
+
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch, operator_daemon: ScriptedDaemon) -> ScriptedDaemon:
+    """The operator's daemon, and no session around this process."""
+    monkeypatch.delenv("AGENTCGROUP_SESSION_DIR", raising=False)
+    monkeypatch.setenv("AGENTCGROUP_OPERATOR_SOCKET", str(operator_daemon.socket))
+    monkeypatch.setattr("agentcgroup.client.places.DEFAULT_SESSION_DIR", "/nonexistent")
+    return operator_daemon
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, agent_daemon: ScriptedDaemon) -> ScriptedDaemon:
+    """The agent's daemon, and its session around this process."""
+    monkeypatch.setenv("AGENTCGROUP_SESSION_DIR", str(agent_daemon.socket.parent))
+    return agent_daemon
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Carries out a command; its exit status, standard output and standard error."""
+
+    def carry_out_and_capture(*words: str) -> tuple[int, str, str]:
+        try:
+            status = carry_out([*words])
+        except SystemExit as end:
+            assert isinstance(end.code, int)
+            status = end.code
+        output, errors = capsys.readouterr()
+        return status, output, errors
+
+    return carry_out_and_capture

@@ -1,7 +1,6 @@
 """The commands of agentcg against real gRPC: what they ask, what people read, what machines read, how they end."""
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,52 +9,17 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from agentcgroup.client import convert
-from agentcgroup.client.cli.__main__ import build_parser, carry_out
 from agentcgroup.client.cli.output import as_json
-from agentcgroup.client.cli.statuses import MEANINGS, ExitStatus
 from agentcgroup.proto.v1 import agent_pb2 as agent
 from agentcgroup.proto.v1 import operator_pb2 as operator
 from agentcgroup.proto.v1 import types_pb2 as pb
+from tests.unit.client.conftest import Cli
 from tests.unit.client.messages import filled
 from tests.unit.client.scripted_daemon import ScriptedDaemon
-
-Cli = Callable[..., tuple[int, str, str]]
 
 SESSION = filled(pb.Session)
 CALL = filled(pb.Call)
 REPORT = filled(pb.Report)
-
-
-@pytest.fixture
-def outside(monkeypatch: pytest.MonkeyPatch, operator_daemon: ScriptedDaemon) -> ScriptedDaemon:
-    """The operator's daemon, and no session around this process."""
-    monkeypatch.delenv("AGENTCGROUP_SESSION_DIR", raising=False)
-    monkeypatch.setenv("AGENTCGROUP_OPERATOR_SOCKET", str(operator_daemon.socket))
-    monkeypatch.setattr("agentcgroup.client.places.DEFAULT_SESSION_DIR", "/nonexistent")
-    return operator_daemon
-
-
-@pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch, agent_daemon: ScriptedDaemon) -> ScriptedDaemon:
-    """The agent's daemon, and its session around this process."""
-    monkeypatch.setenv("AGENTCGROUP_SESSION_DIR", str(agent_daemon.socket.parent))
-    return agent_daemon
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Carries out a command; its exit status, standard output and standard error."""
-
-    def carry_out_and_capture(*words: str) -> tuple[int, str, str]:
-        try:
-            status = carry_out([*words])
-        except SystemExit as end:
-            assert isinstance(end.code, int)
-            status = end.code
-        output, errors = capsys.readouterr()
-        return status, output, errors
-
-    return carry_out_and_capture
 
 
 # Per command of an operator: its words, the method and the request that must follow, the response, what --json prints.
@@ -365,58 +329,3 @@ def test_check_fails_when_nothing_is_enforced_and_says_what_that_costs(
     lines = [line.strip() for line in output.splitlines()]
     assert "costs: no limit holds" in lines and "remedy: boot with v2" in lines
     assert output.index("cgroup_kill") < output.index("NO ")
-
-
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        ("session", "required: COMMAND"),
-        ("session create", "required: name"),
-        ("session create s --memory", "expected one argument"),
-        ("session create s --memory lots", "'lots' is no size"),
-        ("session create s --pids -1", "'-1' is no whole number"),
-        ("session create s --pids many", "'many' is no whole number"),
-        ("session create s --priority urgent", "invalid choice"),
-        ("session create s --label nonsense", "is not KEY=VALUE"),
-        ("session create s --label a=1 --label a=2", "given twice"),
-        ("session create s --mem 4G", "unrecognized arguments"),
-        ("session show s -- x", "nothing can stand behind -- here"),
-        ("session place s 4711x", "invalid int"),
-        ("session place s 99999999", "there is no process 99999999"),
-        ("session run s", "there is no agent to run"),
-        ("session run s my-agent", "stands before --"),
-        ("session run s --user no-such-user -- true", "there is no user"),
-        ("call set c1", "nothing to change"),
-        ("call set c1 --timeout soon", "'soon' is no duration"),
-        ("history --limit 0", "less than 1"),
-        ("history --verdict bad", "invalid choice"),
-        ("nonsense", "invalid choice"),
-        ("run -- true", "run is native"),
-    ],
-)
-def test_a_wrong_command_line_is_told_with_no_traceback(
-    cli: Cli, outside: ScriptedDaemon, words: str, complaint: str
-) -> None:
-    status, output, errors = cli(*words.split())
-    assert status == (3 if "no process" in complaint else 2)
-    assert complaint in errors
-    assert "Traceback" not in errors and output == ""
-    assert outside.heard == []
-
-
-def _parsers(parser: Any, path: str = "agentcg") -> Iterator[tuple[str, Any]]:
-    yield path, parser
-    for action in parser._actions:
-        if isinstance(action.choices, dict):
-            for name, child in action.choices.items():
-                yield from _parsers(child, f"{path} {name}")
-
-
-def test_the_help_of_every_command_names_the_exit_statuses_and_json() -> None:
-    commands = [(path, parser) for path, parser in _parsers(build_parser()) if parser.get_default("run")]
-    assert len(commands) == 21
-    for path, parser in commands:
-        text = parser.format_help()
-        assert "--json" in text, path
-        for status in ExitStatus:
-            assert f"\n  {status:>3}  {MEANINGS[status]}" in text, path

@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import socket
-import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -389,107 +387,3 @@ def test_a_session_directory_longer_than_a_socket_name_is_reached(
         )
     assert done.returncode == 0
     assert len(at.heard) == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        ((), "no command"),
-        (("--memory", "1G", "--"), "no command"),
-        (("--memroy", "1G", "--", "true"), "unknown option --memroy"),
-        (("-m", "1G", "--", "true"), "unknown option -m"),
-        (("--memory",), "--memory needs a value"),
-        (("--memory", "1G", "--memory=2G", "--", "true"), "--memory is given twice"),
-        (("--json=yes", "--", "true"), "--json takes no value"),
-        (("--wait", "soon", "--", "true"), "'soon' is no time"),
-        (("--wait", "99999999999999999999", "--", "true"), "is no time"),
-        (("--wait=", "--", "true"), "is no time"),
-        (("--if-unreachable", "maybe", "--", "true"), "'maybe' is neither run nor refuse"),
-        (("--session-dir", "", "--", "true"), "name is empty"),
-        (("--session-dir", "/" + "d" * 5000, "--", "true"), "too long"),
-    ],
-)
-def test_a_wrong_command_line_exits_with_2_and_says_what_is_wrong(
-    run: RunLauncher, words: tuple[str, ...], complaint: str
-) -> None:
-    done = run(*words)
-    assert done.returncode == 2
-    assert complaint in done.stderr
-    assert "see agentcg run --help" in done.stderr
-
-
-def test_a_wrong_variable_is_an_error_before_it_is_needed(door: Door, run: RunLauncher) -> None:
-    with door([GRANTED]):
-        policy = run("--", "true", variables={"AGENTCGROUP_IF_UNREACHABLE": "Run"})
-        wait = run("--", "true", variables={"AGENTCGROUP_ANSWER_TIMEOUT": "-1"})
-    assert (policy.returncode, wait.returncode) == (2, 2)
-    assert "AGENTCGROUP_IF_UNREACHABLE: 'Run'" in policy.stderr
-    assert "AGENTCGROUP_ANSWER_TIMEOUT: '-1'" in wait.stderr
-
-
-def test_the_help_names_every_option_and_every_exit_status(run: RunLauncher) -> None:
-    done = run("--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    statuses = done.stdout.partition("Exit status:")[2].partition("Examples:")[0]
-    for status in (2, 120, 121, 125, 126, 127):
-        assert f"\n  {status:>3}  " in statuses
-    options = (
-        "memory memory-max cpu weight class pids timeout expect on-exceed throttle-limit label ticket session-dir "
-        "if-unreachable wait json quiet help"
-    )
-    for option in options.split():
-        assert f"\n  --{option} " in done.stdout
-    assert run("-h").stdout == done.stdout
-
-
-def test_the_command_itself_has_help_and_a_version(launcher: Path) -> None:
-    def ask(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([launcher, *words], capture_output=True, text=True, check=False, timeout=60)
-
-    assert ask("--version").stdout == "agentcg 9.8.7\n"
-    assert ask("--help").returncode == 0
-    for command in ("run", "limits", "watch", "session", "call", "history", "check"):
-        assert f"\n  {command} " in ask("--help").stdout
-    assert (ask().returncode, ask().stdout) == (2, "")
-    assert ask().stderr == ask("--help").stdout
-
-
-def test_another_command_goes_to_the_python_beside_the_launcher(launcher: Path, tmp_path: Path) -> None:
-    beside = tmp_path / "bin"
-    beside.mkdir()
-    (beside / "agentcg").symlink_to(launcher)
-    copy = beside / "copy"
-    copy.write_bytes(launcher.read_bytes())
-    copy.chmod(0o755)
-    # A wrapper, because a link to this venv's Python would lose the venv.
-    (beside / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (beside / "python3").chmod(0o755)
-    done = subprocess.run(
-        [copy, "session", "--help"], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 0
-    assert "usage: agentcg session" in done.stdout
-
-
-def test_a_launcher_without_its_package_says_that_it_only_knows_run(launcher: Path, tmp_path: Path) -> None:
-    alone = tmp_path / "agentcg"
-    alone.write_bytes(launcher.read_bytes())
-    alone.chmod(alone.stat().st_mode | stat.S_IXUSR)
-    nowhere = subprocess.run(
-        [alone, "session", "list"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={"PATH": "/nonexistent"},
-    )
-    # -S: a Python without site-packages has no agentcgroup.
-    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
-    (tmp_path / "python3").chmod(0o755)
-    without = subprocess.run(
-        [alone, "session", "list"], capture_output=True, text=True, check=False, timeout=60
-    )
-    for done in (nowhere, without):
-        assert done.returncode == 125
-        assert "standalone launcher, which knows only run" in done.stderr
-        assert "pip install agentcgroup" in done.stderr

@@ -1,0 +1,66 @@
+"""The command line of agentcg: what is wrong with one is said, and --help tells everything."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agentcgroup.client.cli.__main__ import build_parser
+from agentcgroup.client.cli.statuses import MEANINGS, ExitStatus
+from tests.unit.client.conftest import Cli
+from tests.unit.client.scripted_daemon import ScriptedDaemon
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("session", "required: COMMAND"),
+        ("session create", "required: name"),
+        ("session create s --memory", "expected one argument"),
+        ("session create s --memory lots", "'lots' is no size"),
+        ("session create s --pids -1", "'-1' is no whole number"),
+        ("session create s --pids many", "'many' is no whole number"),
+        ("session create s --priority urgent", "invalid choice"),
+        ("session create s --label nonsense", "is not KEY=VALUE"),
+        ("session create s --label a=1 --label a=2", "given twice"),
+        ("session create s --mem 4G", "unrecognized arguments"),
+        ("session show s -- x", "nothing can stand behind -- here"),
+        ("session place s 4711x", "invalid int"),
+        ("session place s 99999999", "there is no process 99999999"),
+        ("session run s", "there is no agent to run"),
+        ("session run s my-agent", "stands before --"),
+        ("session run s --user no-such-user -- true", "there is no user"),
+        ("call set c1", "nothing to change"),
+        ("call set c1 --timeout soon", "'soon' is no duration"),
+        ("history --limit 0", "less than 1"),
+        ("history --verdict bad", "invalid choice"),
+        ("nonsense", "invalid choice"),
+        ("run -- true", "run is native"),
+    ],
+)
+def test_a_wrong_command_line_is_told_with_no_traceback(
+    cli: Cli, outside: ScriptedDaemon, words: str, complaint: str
+) -> None:
+    status, output, errors = cli(*words.split())
+    assert status == (3 if "no process" in complaint else 2)
+    assert complaint in errors
+    assert "Traceback" not in errors and output == ""
+    assert outside.heard == []
+
+
+def _parsers(parser: Any, path: str = "agentcg") -> Iterator[tuple[str, Any]]:
+    yield path, parser
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for name, child in action.choices.items():
+                yield from _parsers(child, f"{path} {name}")
+
+
+def test_the_help_of_every_command_names_the_exit_statuses_and_json() -> None:
+    commands = [(path, parser) for path, parser in _parsers(build_parser()) if parser.get_default("run")]
+    assert len(commands) == 21
+    for path, parser in commands:
+        text = parser.format_help()
+        assert "--json" in text, path
+        for status in ExitStatus:
+            assert f"\n  {status:>3}  {MEANINGS[status]}" in text, path
