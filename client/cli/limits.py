@@ -15,7 +15,10 @@ def add_parser(subparsers: options.Subparsers) -> None:
         summary="this session's true limits, what is used and what is free now",
         description="What the session around this process may use in all and what one more call could be granted now.\n"
         "Size thread pools and batch sizes by it, not by what the host has.",
-        examples=("agentcg limits", "make -j$(agentcg limits --json | jq '.cpu_available_milli / 1000 | ceil')"),
+        examples=(
+            "agentcg limits",
+            "make -j$(agentcg limits --json | jq '.cpu_available_milli / 1000 | ceil')",
+        ),
     )
     options.add_session_dir(parser)
 
