@@ -24,7 +24,7 @@ from agentcgroup.daemon.policy.verdict import judge
 log = logging.getLogger("agentcgroup.controller")
 
 # A killed process is gone as soon as it leaves the kernel; one in uninterruptible sleep may take long. Then
-# the report does not wait for it, and the cgroup is swept later.
+# the report does not wait for it, and the cgroup stays until its session goes.
 DRAIN_DEADLINE_S: Final = 5.0
 # The exit status of a process is known when its parent has reaped it; a parent that does not must not hold
 # up the report.
@@ -88,7 +88,9 @@ class Endings(Core):
         usage, oom = self._host.call_usage(call.id), self._host.oom_counters(call.id)
         if not self._host.remove_call(call.id):
             log.warning(
-                "%s/%s: its cgroup cannot be removed yet; the next sweep takes it", call.session, call.id
+                "%s/%s: its cgroup cannot be removed: a process in it does not die; it goes with its session",
+                call.session,
+                call.id,
             )
         try:
             async with asyncio.timeout(STATUS_DEADLINE_S):
