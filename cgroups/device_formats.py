@@ -4,8 +4,9 @@ The same contract as :mod:`agentcgroup.cgroups.formats`. Source: Documentation/a
 section 5-3.
 """
 
+from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, Final
 
 from agentcgroup.cgroups.formats import (
     format_count,
@@ -17,12 +18,21 @@ from agentcgroup.cgroups.formats import (
 )
 from agentcgroup.cgroups.values import DeviceNumber, DeviceSettings, IoLatency, IoMax, IoStat, IoWeight
 
+# mm/backing-dev.c, bdi_dev_name(): what stands in the place of the number when the device was removed. Seen
+# in io.stat of the root on 7.3.
+_REMOVED: Final = "(unknown)"
+
 
 def _device(word: str) -> DeviceNumber:
     major, colon, minor = word.partition(":")
     if not colon:
         raise ValueError(f"{word!r} is not MAJOR:MINOR")
     return DeviceNumber(parse_number(major), parse_number(minor))
+
+
+def _device_lines(text: str) -> Iterator[list[str]]:
+    # What was set for a device that is gone stays in the file, but cannot be told apart or changed any more.
+    return (words for words in word_lines(text) if words[0] != _REMOVED)
 
 
 def parse_io_stat(text: str) -> tuple[IoStat, ...]:
@@ -37,14 +47,14 @@ def parse_io_stat(text: str) -> tuple[IoStat, ...]:
         for key, value in key_values(words).items():
             if (name := key.replace(".", "_")) in known:
                 numbers[name] = parse_number(value)
-        result.append(IoStat(_device(device), **numbers))
+        result.append(IoStat(None if device == _REMOVED else _device(device), **numbers))
     return tuple(result)
 
 
 def parse_io_max(text: str) -> tuple[IoMax, ...]:
     """``8:16 rbps=2097152 wbps=max riops=max wiops=120``."""
     result = []
-    for device, *words in word_lines(text):
+    for device, *words in _device_lines(text):
         found = {key: parse_limit_word(value) for key, value in key_values(words).items()}
         limits = [found.get(key) for key in ("rbps", "wbps", "riops", "wiops")]
         result.append(IoMax(_device(device), *limits))
@@ -66,7 +76,7 @@ def format_io_max(value: tuple[IoMax, ...]) -> str:
 def parse_io_weight(text: str) -> tuple[IoWeight, ...]:
     """``default 100`` and ``8:16 200`` lines."""
     result = []
-    for words in word_lines(text):
+    for words in _device_lines(text):
         if len(words) != 2:
             raise ValueError(f"{' '.join(words)!r} is not 'DEVICE WEIGHT'")
         result.append(IoWeight(None if words[0] == "default" else _device(words[0]), parse_number(words[1])))
@@ -87,7 +97,7 @@ def format_io_weight(value: tuple[IoWeight, ...]) -> str:
 def parse_io_latency(text: str) -> tuple[IoLatency, ...]:
     """``8:16 target=75000``."""
     result = []
-    for device, *words in word_lines(text):
+    for device, *words in _device_lines(text):
         pairs = key_values(words)
         if "target" not in pairs:
             raise ValueError(f"device {device} has no target")
@@ -104,7 +114,7 @@ def parse_device_settings(text: str) -> tuple[DeviceSettings, ...]:
     """``8:16 enable=1 ctrl=auto rpct=95.00 ...``."""
     return tuple(
         DeviceSettings(_device(device), tuple(key_values(words).items()))
-        for device, *words in word_lines(text)
+        for device, *words in _device_lines(text)
     )
 
 

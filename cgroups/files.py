@@ -136,7 +136,7 @@ CPU_STAT: Final = _read_only(  # in every cgroup; the controller only adds lines
 )
 CPU_STAT_LOCAL: Final = _read_only("cpu.stat.local", None, formats.flat_keyed(CpuStatLocal))  # 6.6
 CPU_WEIGHT: Final = _count("cpu.weight", _cpu)
-"""1 to 10000, 100 when not set; reads as 0 while cpu.idle is on."""
+"""1 to 10000, 100 when not set; while cpu.idle is on it reads as 0 or, on newer kernels, as 1."""
 CPU_WEIGHT_NICE: Final = InterfaceFile("cpu.weight.nice", _cpu, formats.parse_signed, formats.format_signed)
 CPU_MAX: Final = InterfaceFile("cpu.max", _cpu, formats.parse_cpu_max, formats.format_cpu_max)
 CPU_MAX_BURST: Final = _count("cpu.max.burst", _cpu)  # 5.14
@@ -159,6 +159,9 @@ MEMORY_RECLAIM: Final[InterfaceFile[int]] = InterfaceFile(  # 5.19
 # never has.
 MEMORY_PEAK: Final = _read_only("memory.peak", _memory, formats.parse_count)  # 5.19
 MEMORY_OOM_GROUP: Final = _switch("memory.oom.group", _memory)
+# With memory.oom.group the task that was chosen first is counted by oom_kill a second time when the group is
+# killed and its memory is not gone yet (seen on 7.3), so oom_kill is at least, not exactly, the number of
+# processes killed.
 MEMORY_EVENTS: Final = _read_only("memory.events", _memory, _parse_memory_events)
 MEMORY_EVENTS_LOCAL: Final = _read_only("memory.events.local", _memory, _parse_memory_events)
 MEMORY_STAT: Final = _read_only("memory.stat", _memory, formats.flat_keyed(MemoryStat))

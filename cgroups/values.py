@@ -326,9 +326,12 @@ class DeviceNumber:
 
 @dataclass(frozen=True, slots=True)
 class IoStat:
-    """One line of io.stat. Times of the cost model are microseconds."""
+    """One line of io.stat.
 
-    device: DeviceNumber
+    ``device`` None is one that was removed. Times of the cost model are microseconds.
+    """
+
+    device: DeviceNumber | None
     rbytes: int | None = None
     wbytes: int | None = None
     rios: int | None = None

@@ -127,8 +127,8 @@ CASES = [
     Case(files.MEMORY_PRESSURE, PRESSURE_TEXT, PRESSURE, "some\n"),
     Case(
         files.IO_STAT,
-        "8:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6 cost.usage=7 new=?\n8:0 \n",
-        (IoStat(SDA, 1, 2, 3, 4, 5, 6, 7), IoStat(DeviceNumber(8, 0))),
+        "8:16 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6 cost.usage=7 new=?\n8:0 \n(unknown) rios=4\n",
+        (IoStat(SDA, 1, 2, 3, 4, 5, 6, 7), IoStat(DeviceNumber(8, 0)), IoStat(None, rios=4)),
         "sda rbytes=1\n",
     ),
     Case(
@@ -137,7 +137,13 @@ CASES = [
         (IoMax(SDA, 2097152, MAX, MAX, 120),),
         "8:16 rbps\n",
     ),
-    Case(files.IO_WEIGHT, "default 100\n8:16 200\n", (IoWeight(None, 100), IoWeight(SDA, 200)), "default\n"),
+    Case(
+        files.IO_WEIGHT,
+        "default 100\n8:16 200\n(unknown) 5\n",
+        (IoWeight(None, 100), IoWeight(SDA, 200)),
+        "default\n",
+        "default 100\n8:16 200",
+    ),
     Case(files.IO_BFQ_WEIGHT, "default 50\n", (IoWeight(None, 50),), "8:16:2 7\n"),
     Case(files.IO_LATENCY, "8:16 target=75000\n", (IoLatency(SDA, 75000),), "8:16 75000\n"),
     Case(files.IO_PRIO_CLASS, "restrict-to-be\n", IoPriorityClass.RESTRICT_TO_BE, "best\n"),
