@@ -250,18 +250,19 @@ class Cgroup:
             self.kill_by_signals()
 
     def kill_by_signals(self) -> None:
-        """What :meth:`kill` does before kernel 5.14.
+        """What :meth:`kill` does before kernel 5.14: freeze, so that nothing forks, signal all, thaw as it was.
 
-        Freeze, so that nothing forks, signal all, thaw as it was.
+        The root can be neither frozen nor killed, and raises :class:`InterfaceMissing`.
         """
         was_frozen = self.read(files.CGROUP_FREEZE)
-        if was_frozen is False:
-            self.freeze()
+        if was_frozen is None:
+            # Without this every process of the machine would be meant, ourselves included.
+            raise self.missing(files.CGROUP_KILL)
+        self.freeze()
         try:
             signalled: set[int] = set()
             for _ in range(_KILL_ROUNDS):
-                # A pid seen twice is a task that dies slowly, not a new one: the frozen tree does not
-                # recycle ids.
+                # A pid seen twice is a task that dies slowly, not a new one: a frozen tree does not reuse ids.
                 fresh = set(self.all_process_ids()) - signalled
                 if not fresh:
                     return
@@ -270,7 +271,7 @@ class Cgroup:
                         os.kill(pid, signal.SIGKILL)
                 signalled |= fresh
         finally:
-            if was_frozen is False:
+            if not was_frozen:
                 self.thaw()
 
     # ---- memory -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,16 @@ def test_reclaiming_on_a_kernel_without_it_says_so(tree: FakeCgroupTree, call: C
     tree.drop_file(call, files.MEMORY_RECLAIM)
     with pytest.raises(InterfaceMissing):
         call.reclaim(1)
+
+
+def test_the_root_cannot_be_killed_and_nobody_in_it_is(tree: FakeCgroupTree) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        tree.add_process(process.pid, tree.root)
+        for way in (tree.root.kill, tree.root.kill_by_signals, tree.root.try_remove_tree):
+            with pytest.raises(InterfaceMissing):
+                way()
+        assert process.poll() is None
+        process.kill()
 
 
 def test_a_used_cgroup_is_busy_and_stays(tree: FakeCgroupTree, call: Cgroup) -> None:
