@@ -262,7 +262,8 @@ class Cgroup:
         try:
             signalled: set[int] = set()
             for _ in range(_KILL_ROUNDS):
-                # A pid seen twice is a task that dies slowly, not a new one: a frozen tree does not reuse ids.
+                # A pid seen twice is a task that dies slowly, not a new one: a frozen tree does not reuse
+                # ids.
                 fresh = set(self.all_process_ids()) - signalled
                 if not fresh:
                     return

@@ -22,6 +22,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 # include/uapi/linux/sched.h
@@ -102,53 +103,56 @@ def become(request: dict[str, Any], is_placed: bool, fds: list[int], ignored: li
 
     Take on everything the request says and execute the program, or report the step that failed.
     """
-    cgroup_fd, stdin, stdout, stderr, report = fds
-    step = "place"
+    step = "start"
     try:
-        if not is_placed:
-            procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=cgroup_fd)
-            os.write(procs, b"0")
-            os.close(procs)
-        step = "signals"
-        # Handlers end with exec by themselves; what is ignored (SIGPIPE by Python) would stay ignored.
-        for one in ignored:
-            signal.signal(one, signal.SIG_DFL)
-        step = "setsid"
-        if request["new_session"]:
-            os.setsid()
-        step = "setpgid"
-        if request["process_group"] is not None:
-            os.setpgid(0, request["process_group"])
-        step = "oom_score_adj"
-        if request["oom_score_adj"] is not None:
-            with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-                file.write(str(request["oom_score_adj"]))
-        step = "stdio"
-        for number, fd in enumerate((stdin, stdout, stderr)):
-            os.dup2(fd, number, inheritable=True)
-        step = "umask"
-        if request["umask"] is not None:
-            os.umask(request["umask"])
-        # Groups first: once the uid is gone, so is the right to change them.
-        step = "setgroups"
-        if request["groups"] is not None:
-            os.setgroups(request["groups"])
-        step = "setgid"
-        if request["gid"] is not None:
-            os.setresgid(request["gid"], request["gid"], request["gid"])
-        step = "setuid"
-        if request["uid"] is not None:
-            os.setresuid(request["uid"], request["uid"], request["uid"])
-        step = "chdir"
-        os.chdir(request["cwd"])
+        for step in take_on(request, is_placed, fds, ignored):  # noqa: B007  (the last one is the one that failed)
+            pass
         step = "exec"
         execute(request["argv"], request["env"])
     except OSError as error:
         failure = f"{step} {error.errno or 0}"
     except BaseException as error:
         failure = f"{step}:{type(error).__name__} 0"
-    os.write(report, failure.encode())
+    os.write(fds[-1], failure.encode())
     os._exit(127)
+
+
+def take_on(request: dict[str, Any], is_placed: bool, fds: list[int], ignored: list[int]) -> Iterator[str]:
+    """Become what the request says, one step after another; yields the name of a step before it is done."""
+    if not is_placed:
+        yield "place"
+        procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=fds[0])
+        os.write(procs, b"0")
+        os.close(procs)
+    yield "signals"
+    # Handlers end with exec by themselves; what is ignored (SIGPIPE by Python) would stay ignored.
+    for one in ignored:
+        signal.signal(one, signal.SIG_DFL)
+    if request["new_session"]:
+        yield "setsid"
+        os.setsid()
+    if request["process_group"] is not None:
+        yield "setpgid"
+        os.setpgid(0, request["process_group"])
+    if request["oom_score_adj"] is not None:
+        yield "oom_score_adj"
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(request["oom_score_adj"]))
+    yield "stdio"
+    for number, fd in enumerate(fds[1:4]):
+        os.dup2(fd, number, inheritable=True)
+    if request["umask"] is not None:
+        os.umask(request["umask"])
+    if request["uid"] is not None:
+        # Groups first: once the uid is gone, so is the right to change them.
+        yield "setgroups"
+        os.setgroups(request["groups"])
+        yield "setgid"
+        os.setresgid(request["gid"], request["gid"], request["gid"])
+        yield "setuid"
+        os.setresuid(request["uid"], request["uid"], request["uid"])
+    yield "chdir"
+    os.chdir(request["cwd"])
 
 
 def execute(argv: list[str], env: dict[str, str]) -> NoReturn:

@@ -80,7 +80,7 @@ class Spawned:
             signal.pidfd_send_signal(self.pidfd, number)
 
     def close(self) -> None:
-        """Close the pidfd."""
+        """Close the pidfd, once."""
         os.close(self.pidfd)
 
 
@@ -227,15 +227,23 @@ def spawn(
         "new_session": new_session,
         "process_group": process_group,
     }
+    return _start(cgroup, request, (stdin, stdout, stderr), timeout_s, spawner or _shared)
+
+
+def _start(
+    cgroup: Cgroup,
+    request: dict[str, Any],
+    streams: tuple[int | None, int | None, int | None],
+    timeout_s: float,
+    spawner: Spawner,
+) -> Spawned:
     report, report_end = os.pipe2(os.O_CLOEXEC)
     try:
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(os.close, report_end)
-            streams = enumerate((stdin, stdout, stderr))
-            stdio = [_standard(cgroup, number, fd, cleanup) for number, fd in streams]
-            fds = [cgroup.fileno(), *stdio, report_end]
+            stdio = [_standard(cgroup, number, fd, cleanup) for number, fd in enumerate(streams)]
             try:
-                answer, pidfd = (spawner or _shared).request(request, fds)
+                answer, pidfd = spawner.request(request, [cgroup.fileno(), *stdio, report_end])
             except OSError as error:
                 reason = f"the clone server gives no answer: {error}"
                 raise SpawnFailed(cgroup.path, reason, error.errno or errno.EIO, "server") from error
