@@ -7,10 +7,11 @@ Who reads the file adds its path. Keys nobody knows yet are skipped, because new
 anywhere in a keyed file.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from enum import StrEnum
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from agentcgroup.cgroups.values import (
     MAX,
@@ -221,6 +222,9 @@ def format_ranges(value: frozenset[int]) -> str:
 # ---- flat keyed -------------------------------------------------------------------------------------------
 
 
+_FLAT_NUMBERS: Final = re.compile(r"(?:[!-~]+ [0-9]+\n)*")
+
+
 def flat_keyed(kind: type[V], renamed: Sequence[tuple[str, str]] = ()) -> Callable[[str], V]:
     """Parser of ``KEY NUMBER`` lines into the dataclass ``kind``, all of whose fields default to None.
 
@@ -230,6 +234,11 @@ def flat_keyed(kind: type[V], renamed: Sequence[tuple[str, str]] = ()) -> Callab
     names.update(renamed)
 
     def parse(text: str) -> V:
+        if _FLAT_NUMBERS.fullmatch(text):
+            # Nearly always; three times as fast as line by line.
+            words = text.split()
+            pairs = zip(words[::2], words[1::2], strict=True)
+            return kind(**{names[key]: int(number) for key, number in pairs if key in names})
         found: dict[str, int] = {}
         for line in text.splitlines():
             key, space, number = line.partition(" ")

@@ -282,6 +282,12 @@ def test_a_counter_this_kernel_does_not_print_is_none_and_not_zero() -> None:
     assert files.CPU_STAT_LOCAL.parse("") == CpuStatLocal(None)
 
 
+def test_a_line_that_is_no_number_costs_none_of_the_others() -> None:
+    text = "low 1\nhigh 2\nmax 3\n"
+    assert files.MEMORY_EVENTS.parse(text) == MemoryEvents(1, 2, 3)
+    assert files.MEMORY_EVENTS.parse(text + "policy tightest\n") == MemoryEvents(1, 2, 3)
+
+
 def test_every_line_of_a_large_memory_stat_is_found() -> None:
     names = [one.name for one in fields(MemoryStat)]
     stat = files.MEMORY_STAT.parse("".join(f"{name} {number}\n" for number, name in enumerate(names)))
