@@ -225,6 +225,8 @@ class PsiTrigger:
 
     The kernel fires at most once per window. :meth:`fileno` gives a descriptor that becomes *readable* then,
     which is what asyncio's add_reader waits for; the callback itself is the news, there is nothing to read.
+    When the cgroup is removed the descriptor becomes readable for good: a callback asks :meth:`is_gone` and,
+    if so, has the loop remove the reader.
     """
 
     # The kernel's own descriptor is always readable and signals with POLLPRI, which add_reader cannot ask
@@ -293,12 +295,13 @@ class PsiTrigger:
         """
         return self._file_fd
 
+    def is_gone(self) -> bool:
+        """Whether the cgroup was removed, and the trigger with it, or the trigger was closed."""
+        return self._epoll.closed or any(events & select.EPOLLERR for _, events in self._epoll.poll(0))
+
     def wait(self, timeout_s: float) -> bool:
         """Block until it fires or time is up. Raises :class:`CgroupGone` when the cgroup was removed."""
-        for _, events in self._epoll.poll(timeout_s):
-            if events & select.EPOLLERR:
-                raise CgroupGone(
-                    f"cgroup {self.cgroup_id}", f"{self.file.name}: the cgroup was removed", errno.ENODEV
-                )
-            return True
-        return False
+        fired = self._epoll.poll(timeout_s)
+        if any(events & select.EPOLLERR for _, events in fired):
+            raise CgroupGone(self.path, "the trigger ended: the cgroup was removed", errno.ENODEV)
+        return bool(fired)

@@ -188,6 +188,24 @@ async def test_a_pressure_trigger_wakes_the_event_loop_once_and_does_not_spin(cg
     assert calls == 1
 
 
+async def test_the_event_loop_is_told_that_the_cgroup_of_a_trigger_was_removed(cgroup: Cgroup) -> None:
+    loop = asyncio.get_running_loop()
+    child = cgroup.create_child("one")
+    ended = asyncio.Event()
+    with pressure_trigger(child) as trigger:
+        assert not trigger.is_gone()
+
+        def on_readable() -> None:
+            assert trigger.is_gone()
+            loop.remove_reader(trigger.fileno())
+            ended.set()
+
+        loop.add_reader(trigger.fileno(), on_readable)
+        child.remove()
+        await asyncio.wait_for(ended.wait(), 10)
+    assert trigger.is_gone()
+
+
 def test_a_trigger_without_pressure_stays_silent_and_ends_with_its_cgroup(cgroup: Cgroup) -> None:
     child = cgroup.create_child("one")
     with pressure_trigger(child) as trigger:
