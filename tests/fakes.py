@@ -156,6 +156,7 @@ class FakeHost:
 
     def create_call(self, call: ToolCall) -> str:
         self._do("create_call")
+        assert not call.parent_id or call.parent_id in self.calls, "the parent has no cgroup"
         self.calls[call.id] = FakeCall(call, call.limits)
         return f"{self.cgroup_root}/{call.session}/calls/{call.id}"
 

@@ -17,7 +17,7 @@ from agentcgroup.daemon.api.watching import Watchers, hello
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Door
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import Answer, Decision, Intent, ToolCall
+from agentcgroup.daemon.model import Answer, Decision, Intent, ProcessRef, ToolCall
 from agentcgroup.proto.v1 import agent_pb2 as pb
 from agentcgroup.proto.v1 import agent_pb2_grpc, types_pb2
 
@@ -69,21 +69,16 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         answer = self._answer_to_begin(request)
         if answer.decision is Decision.REFUSED:
             return pb.BeginCallResponse(answer=self._written(answer))
-        if process is None:
-            ticket = self._controller.ticket(self._session, answer.call_id)
-            call = self._controller.call(self._session, answer.call_id)
-            return pb.BeginCallResponse(
-                answer=self._written(answer), ticket=ticket, call=self._written_call(call)
-            )
         try:
-            call = self._controller.begin(self._session, answer.call_id, process)
+            begun = self._begin(answer, process)
         except BaseException:
             # A call that was declared here and could not begin is of no use to anybody.
             if request.WhichOneof("call") == "intent":
                 await self._controller.finish(self._session, answer.call_id, None)
             raise
-        self._controller.counters.placed(Door.GRPC, time.perf_counter() - started_s)
-        return pb.BeginCallResponse(answer=self._written(answer), call=self._written_call(call))
+        if process is not None:
+            self._controller.counters.placed(Door.GRPC, time.perf_counter() - started_s)
+        return begun
 
     async def AdjustCall(self, request: pb.AdjustCallRequest, context: _Context) -> pb.AdjustCallResponse:
         intent = translate.read_adjustment(request.intent)
@@ -150,6 +145,18 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                     "set intent to declare and begin at once, or call_id of a declared call",
                     "call",
                 )
+
+    def _begin(self, answer: Answer, process: ProcessRef | None) -> pb.BeginCallResponse:
+        """Places `process`, or hands out a ticket when there is none."""
+        if process is None:
+            ticket = self._controller.ticket(self._session, answer.call_id)
+            call = self._controller.call(self._session, answer.call_id)
+        else:
+            ticket = ""
+            call = self._controller.begin(self._session, answer.call_id, process)
+        return pb.BeginCallResponse(
+            answer=self._written(answer), ticket=ticket, call=self._written_call(call)
+        )
 
     def _answer_given(self, call: ToolCall) -> Answer:
         """What `call` was answered when it was declared, as far as it still matters."""

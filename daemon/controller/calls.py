@@ -137,6 +137,13 @@ class Calls(Endings):
             raise RequestError(
                 Kind.STATE, f"call {call.id} has begun already", "declare another call", "call_id"
             )
+        if call.parent_id and self._ledger.live_call(session, call.parent_id).started_at_ns is None:
+            raise RequestError(
+                Kind.STATE,
+                f"call {call.parent_id}, around call {call.id}, has not begun",
+                "begin the outer call first",
+                "parent_call_id",
+            )
         return call
 
     def begin(self, session: str, call_id: str, process: ProcessRef) -> ToolCall:
@@ -320,7 +327,8 @@ class Calls(Endings):
             return
         current = self._host.call_usage(call.id).memory_current_bytes
         high = call.limits.memory_high_bytes
-        # Below nine tenths of memory.high the kernel no longer throttles; the clock starts afresh at the next time.
+        # Below nine tenths of memory.high the kernel no longer throttles; the clock starts afresh at the
+        # next time.
         if current is not None and high is not None and current < high * 9 // 10:
             return
         self._kill(call, KillReason.THROTTLE_LIMIT)

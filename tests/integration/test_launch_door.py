@@ -15,7 +15,7 @@ from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import ExitStatus, Verdict
 from agentcgroup.proto.launch import MAGIC, MOST_BYTES, Reply, Request, Status, decode_reply, encode_request
 from agentcgroup.proto.v1 import agent_pb2, types_pb2
-from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, descriptors
+from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, descriptors, refusal
 
 BEGIN = encode_request(Request())
 
@@ -157,6 +157,25 @@ async def test_a_ticket_does_not_lead_out_of_a_call(daemon: Daemon) -> None:
     assert (await inner.ask()).status is Status.GRANTED
     await inner.exit()
     await outer.exit()
+
+
+async def test_a_call_inside_one_that_has_not_begun_waits_for_it(daemon: Daemon) -> None:
+    await daemon.open("web")
+    agent = daemon.agent("web")
+    outer = await agent.BeginCall(
+        agent_pb2.BeginCallRequest(intent=types_pb2.Intent(memory_bytes=GIB), ticket=True)
+    )
+    nested = agent_pb2.BeginCallRequest(
+        intent=types_pb2.Intent(memory_bytes=MIB), ticket=True, parent_call_id=outer.call.id
+    )
+    error = await refusal(agent.BeginCall(nested))
+    assert (error.reason, error.field) == ("STATE", "parent_call_id")
+    assert [call.id for call in daemon.controller.calls("web")] == [outer.call.id]
+    caller, _ = await daemon.launch("web", Request(ticket=outer.ticket))
+    inner, reply = await daemon.launch("web", Request(ticket=(await agent.BeginCall(nested)).ticket))
+    assert reply.status is Status.GRANTED
+    await inner.exit()
+    await caller.exit()
 
 
 async def test_a_pidfd_sent_along_is_placed_instead_of_the_sender(daemon: Daemon) -> None:
