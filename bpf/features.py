@@ -31,14 +31,12 @@ _SYSCALL_NUMBERS: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64
 _CMD_MAP_CREATE: Final = 0
 _CMD_PROG_LOAD: Final = 5
 _MAP_TYPE_RINGBUF: Final = 27
-_PROG_TYPE_CGROUP_SKB: Final = 8
+_PROG_TYPE_RAW_TRACEPOINT: Final = 17
 _PROG_TYPE_TRACING: Final = 26
-_ATTACH_CGROUP_EGRESS: Final = 1
 _ATTACH_TRACE_RAW_TP: Final = 23
 _ATTACH_TRACE_FENTRY: Final = 24
 
-# r0 = 1; exit. Every program type accepts it, tracing programs want 0.
-_RETURN_ONE: Final = bytes.fromhex("b700000001000000 9500000000000000")
+# r0 = 0; exit.
 _RETURN_ZERO: Final = bytes.fromhex("b700000000000000 9500000000000000")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -113,14 +111,12 @@ def _answer(what: str, error: OSError) -> BpfFact:
     return BpfFact(False, f"{what}: {error.strerror} [{name}]")
 
 
-def _try_program(
-    what: str, program_type: int, attach_type: int, instructions: bytes, btf_id: int = 0
-) -> BpfFact:
-    code = ctypes.create_string_buffer(instructions, len(instructions))
+def _try_program(what: str, program_type: int, attach_type: int, btf_id: int = 0) -> BpfFact:
+    code = ctypes.create_string_buffer(_RETURN_ZERO, len(_RETURN_ZERO))
     gpl = ctypes.create_string_buffer(b"GPL")
     attributes = _ProgramLoad(
         prog_type=program_type,
-        insn_cnt=len(instructions) // 8,
+        insn_cnt=len(_RETURN_ZERO) // 8,
         insns=ctypes.addressof(code),
         license=ctypes.addressof(gpl),
         prog_name=b"agentcg_probe",
@@ -135,8 +131,10 @@ def _try_program(
 
 
 def program_load() -> BpfFact:
-    """Whether this process may load a BPF program that takes privilege (CAP_BPF, bpf(2) not filtered)."""
-    return _try_program("a cgroup program", _PROG_TYPE_CGROUP_SKB, _ATTACH_CGROUP_EGRESS, _RETURN_ONE)
+    """Whether this process may load a BPF program that takes CAP_BPF and CAP_PERFMON, past any filter of
+    bpf(2).
+    """
+    return _try_program("a raw tracepoint program", _PROG_TYPE_RAW_TRACEPOINT, 0)
 
 
 def type_information(path: Path = Path("/sys/kernel/btf/vmlinux")) -> BpfFact:
@@ -181,7 +179,7 @@ def _try_tracing(what: str, name: str, attach_type: int) -> BpfFact:
     except OSError as error:
         # A library that cannot be loaded is an OSError without an errno.
         return BpfFact(False, f"{what}: {error.strerror or error}")
-    return _try_program(what, _PROG_TYPE_TRACING, attach_type, _RETURN_ZERO, btf_id)
+    return _try_program(what, _PROG_TYPE_TRACING, attach_type, btf_id)
 
 
 def tracing() -> BpfFact:
