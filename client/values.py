@@ -6,107 +6,19 @@ None is unknown, undeclared or unlimited, as the proto says of the field; it is 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 
-
-class CpuClass(StrEnum):
-    """How a call wants the CPU: decides latency, not share."""
-
-    INTERACTIVE = "interactive"
-    NORMAL = "normal"
-    BATCH = "batch"
-
-
-class OnExceed(StrEnum):
-    """What happens when a call wants more memory than it expected."""
-
-    STOP = "stop"
-    THROTTLE = "throttle"
-    EXTEND = "extend"
-
-
-class Priority(StrEnum):
-    LOW = "low"
-    NORMAL = "normal"
-    HIGH = "high"
-
-
-class Decision(StrEnum):
-    GRANTED = "granted"
-    TRIMMED = "trimmed"
-    QUEUED = "queued"
-    REFUSED = "refused"
-
-
-class Reason(StrEnum):
-    """Why an intent was trimmed, queued or refused."""
-
-    SESSION_MEMORY = "session_memory"
-    SESSION_CPU = "session_cpu"
-    SESSION_PIDS = "session_pids"
-    SESSION_CALLS = "session_calls"
-    HOST_MEMORY = "host_memory"
-    HOST_CPU = "host_cpu"
-    HOST_PIDS = "host_pids"
-    HOST_CALLS = "host_calls"
-    PARENT_CALL = "parent_call"
-    SESSION_CLOSING = "session_closing"
-    HOST_DRAINING = "host_draining"
-
-
-class CallState(StrEnum):
-    DECLARED = "declared"
-    QUEUED = "queued"
-    RUNNING = "running"
-    FROZEN = "frozen"
-    ENDING = "ending"
-    ENDED = "ended"
-
-
-class SessionState(StrEnum):
-    OPEN = "open"
-    FROZEN = "frozen"
-    CLOSING = "closing"
-
-
-class Verdict(StrEnum):
-    """How a call ended, by the kernel's counters."""
-
-    OK = "ok"
-    EXIT_CODE = "exit_code"
-    MEMORY_LIMIT_CALL = "memory_limit_call"
-    MEMORY_LIMIT_SESSION = "memory_limit_session"
-    MEMORY_LIMIT_HOST = "memory_limit_host"
-    PIDS_LIMIT = "pids_limit"
-    DEADLINE = "deadline"
-    THROTTLE_LIMIT = "throttle_limit"
-    OPERATOR = "operator"
-    SESSION_END = "session_end"
-    PARENT_END = "parent_end"
-    SIGNAL = "signal"
-    NOT_BEGUN = "not_begun"
-    UNKNOWN = "unknown"
-
-
-class Level(StrEnum):
-    """How much room a session has left."""
-
-    AMPLE = "ample"
-    TIGHT = "tight"
-    CRITICAL = "critical"
-
-
-class FeedbackKind(StrEnum):
-    HELLO = "hello"
-    DECLARED = "declared"
-    REFUSED = "refused"
-    STARTED = "started"
-    WARNING = "warning"
-    ADJUSTED = "adjusted"
-    FROZEN = "frozen"
-    THAWED = "thawed"
-    ENDED = "ended"
-    SESSION = "session"
+from agentcgroup.proto.words import (
+    CallState as CallState,
+    CpuClass as CpuClass,
+    Decision as Decision,
+    FeedbackKind as FeedbackKind,
+    Level as Level,
+    OnExceed as OnExceed,
+    Priority as Priority,
+    Reason as Reason,
+    SessionState as SessionState,
+    Verdict as Verdict,
+)
 
 
 @dataclass(frozen=True, slots=True)

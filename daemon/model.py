@@ -8,84 +8,22 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from agentcgroup.proto.words import (
+    CallState as CallState,
+    CpuClass as CpuClass,
+    Decision as Decision,
+    FeedbackKind as FeedbackKind,
+    Level as Level,
+    OnExceed as OnExceed,
+    Priority as Priority,
+    Reason as Reason,
+    SessionState as SessionState,
+    Verdict as Verdict,
+)
+
 # Key and value pairs, sorted by key.
 Labels = tuple[tuple[str, str], ...]
 NO_LABELS: Final[Labels] = ()
-
-
-class CpuClass(StrEnum):
-    INTERACTIVE = "interactive"
-    NORMAL = "normal"
-    BATCH = "batch"
-
-
-class OnExceed(StrEnum):
-    STOP = "stop"
-    THROTTLE = "throttle"
-    EXTEND = "extend"
-
-
-class Priority(StrEnum):
-    LOW = "low"
-    NORMAL = "normal"
-    HIGH = "high"
-
-
-class Decision(StrEnum):
-    GRANTED = "granted"
-    TRIMMED = "trimmed"
-    QUEUED = "queued"
-    REFUSED = "refused"
-
-
-class Reason(StrEnum):
-    """Why an intent was trimmed, queued or refused."""
-
-    SESSION_MEMORY = "session_memory"
-    SESSION_CPU = "session_cpu"
-    SESSION_PIDS = "session_pids"
-    SESSION_CALLS = "session_calls"
-    HOST_MEMORY = "host_memory"
-    HOST_CPU = "host_cpu"
-    HOST_PIDS = "host_pids"
-    HOST_CALLS = "host_calls"
-    PARENT_CALL = "parent_call"
-    SESSION_CLOSING = "session_closing"
-    HOST_DRAINING = "host_draining"
-
-
-class SessionState(StrEnum):
-    OPEN = "open"
-    FROZEN = "frozen"
-    CLOSING = "closing"
-
-
-class CallState(StrEnum):
-    DECLARED = "declared"
-    QUEUED = "queued"
-    RUNNING = "running"
-    FROZEN = "frozen"
-    ENDING = "ending"
-    ENDED = "ended"
-
-
-class Verdict(StrEnum):
-    """How a call ended; the values are metric labels and words of the history."""
-
-    OK = "ok"
-    EXIT_CODE = "exit_code"
-    MEMORY_LIMIT_CALL = "memory_limit_call"
-    MEMORY_LIMIT_SESSION = "memory_limit_session"
-    MEMORY_LIMIT_HOST = "memory_limit_host"
-    PIDS_LIMIT = "pids_limit"
-    DEADLINE = "deadline"
-    THROTTLE_LIMIT = "throttle_limit"
-    OPERATOR = "operator"
-    SESSION_END = "session_end"
-    PARENT_END = "parent_end"
-    SIGNAL = "signal"
-    NOT_BEGUN = "not_begun"
-    UNKNOWN = "unknown"
 
 
 class KillReason(StrEnum):
@@ -97,25 +35,6 @@ class KillReason(StrEnum):
     SESSION_END = "session_end"
     PARENT_END = "parent_end"  # the call it was nested in ended
     FINISHED = "finished"  # its caller said Finish while it ran
-
-
-class Level(StrEnum):
-    AMPLE = "ample"
-    TIGHT = "tight"
-    CRITICAL = "critical"
-
-
-class FeedbackKind(StrEnum):
-    HELLO = "hello"
-    DECLARED = "declared"
-    REFUSED = "refused"
-    STARTED = "started"
-    WARNING = "warning"
-    ADJUSTED = "adjusted"
-    FROZEN = "frozen"
-    THAWED = "thawed"
-    ENDED = "ended"
-    SESSION = "session"
 
 
 @dataclass(frozen=True, slots=True)

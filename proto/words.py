@@ -1,0 +1,116 @@
+"""The words of the contract: every closed set, as agents, daemon, history, metrics and command line write it.
+
+`CpuClass.BATCH` is `batch` in text and CPU_CLASS_BATCH in proto/v1/types.proto.
+"""
+
+from enum import StrEnum
+
+
+class CpuClass(StrEnum):
+    """How a call wants the CPU: decides latency, not share."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BATCH = "batch"
+
+
+class OnExceed(StrEnum):
+    """What happens when a call wants more memory than it expected."""
+
+    STOP = "stop"
+    THROTTLE = "throttle"
+    EXTEND = "extend"
+
+
+class Priority(StrEnum):
+    """Which session goes first when memory or CPU is short."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
+class Decision(StrEnum):
+    """The answer to an intent."""
+
+    GRANTED = "granted"
+    TRIMMED = "trimmed"
+    QUEUED = "queued"
+    REFUSED = "refused"
+
+
+class Reason(StrEnum):
+    """Why an intent was trimmed, queued or refused."""
+
+    SESSION_MEMORY = "session_memory"
+    SESSION_CPU = "session_cpu"
+    SESSION_PIDS = "session_pids"
+    SESSION_CALLS = "session_calls"
+    HOST_MEMORY = "host_memory"
+    HOST_CPU = "host_cpu"
+    HOST_PIDS = "host_pids"
+    HOST_CALLS = "host_calls"
+    PARENT_CALL = "parent_call"
+    SESSION_CLOSING = "session_closing"
+    HOST_DRAINING = "host_draining"
+
+
+class SessionState(StrEnum):
+    """Where a session is in its life."""
+
+    OPEN = "open"
+    FROZEN = "frozen"
+    CLOSING = "closing"
+
+
+class CallState(StrEnum):
+    """Where a call is in its life."""
+
+    DECLARED = "declared"
+    QUEUED = "queued"
+    RUNNING = "running"
+    FROZEN = "frozen"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+class Verdict(StrEnum):
+    """How a call ended; the values are metric labels and words of the history."""
+
+    OK = "ok"
+    EXIT_CODE = "exit_code"
+    MEMORY_LIMIT_CALL = "memory_limit_call"
+    MEMORY_LIMIT_SESSION = "memory_limit_session"
+    MEMORY_LIMIT_HOST = "memory_limit_host"
+    PIDS_LIMIT = "pids_limit"
+    DEADLINE = "deadline"
+    THROTTLE_LIMIT = "throttle_limit"
+    OPERATOR = "operator"
+    SESSION_END = "session_end"
+    PARENT_END = "parent_end"
+    SIGNAL = "signal"
+    NOT_BEGUN = "not_begun"
+    UNKNOWN = "unknown"
+
+
+class Level(StrEnum):
+    """How much room a session has left."""
+
+    AMPLE = "ample"
+    TIGHT = "tight"
+    CRITICAL = "critical"
+
+
+class FeedbackKind(StrEnum):
+    """What a message on the stream is about."""
+
+    HELLO = "hello"
+    DECLARED = "declared"
+    REFUSED = "refused"
+    STARTED = "started"
+    WARNING = "warning"
+    ADJUSTED = "adjusted"
+    FROZEN = "frozen"
+    THAWED = "thawed"
+    ENDED = "ended"
+    SESSION = "session"
