@@ -15,8 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from agentcgroup.client import values
 from agentcgroup.client.errors import IncompatibleDaemon
-from agentcgroup.proto.v1 import agent_pb2, operator_pb2
-from agentcgroup.proto.v1 import types_pb2 as pb
+from agentcgroup.proto.v1 import agent_pb2, operator_pb2, types_pb2 as pb
 
 Member = TypeVar("Member", bound=StrEnum)
 

@@ -32,9 +32,7 @@ from agentcgroup.client.values import (
     SessionLimits,
     Verdict,
 )
-from agentcgroup.proto.v1 import agent_pb2 as agent
-from agentcgroup.proto.v1 import operator_pb2 as operator
-from agentcgroup.proto.v1 import types_pb2 as types
+from agentcgroup.proto.v1 import agent_pb2 as agent, operator_pb2 as operator, types_pb2 as types
 
 Result = TypeVar("Result")
 _M = TypeVar("_M", bound=Message)

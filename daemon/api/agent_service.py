@@ -18,8 +18,7 @@ from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Door
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import Answer, Decision, Intent, ProcessRef, ToolCall
-from agentcgroup.proto.v1 import agent_pb2 as pb
-from agentcgroup.proto.v1 import agent_pb2_grpc, types_pb2
+from agentcgroup.proto.v1 import agent_pb2 as pb, agent_pb2_grpc, types_pb2
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

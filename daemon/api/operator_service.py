@@ -17,8 +17,7 @@ from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import Capability, HistoryEntry, Session, ToolCall, Verdict
 from agentcgroup.daemon.policy.bounds import check_name, one_line
-from agentcgroup.proto.v1 import operator_pb2 as pb
-from agentcgroup.proto.v1 import operator_pb2_grpc, types_pb2
+from agentcgroup.proto.v1 import operator_pb2 as pb, operator_pb2_grpc, types_pb2
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -20,8 +20,7 @@ from agentcgroup.daemon.config import HostConfig
 from agentcgroup.daemon.counters import Counters, Histogram
 from agentcgroup.daemon.history import DropCause, HistoryStats
 from agentcgroup.daemon.metrics import catalog
-from agentcgroup.daemon.metrics.metric import Metric as Row
-from agentcgroup.daemon.metrics.metric import MetricType
+from agentcgroup.daemon.metrics.metric import Metric as Row, MetricType
 from agentcgroup.daemon.model import (
     CallState,
     Decision,

@@ -7,8 +7,7 @@ import pytest
 
 from agentcgroup.daemon.model import ExitStatus, OomCounters, Usage
 from agentcgroup.proto.launch import Request, Status
-from agentcgroup.proto.v1 import agent_pb2 as pb
-from agentcgroup.proto.v1 import types_pb2 as t
+from agentcgroup.proto.v1 import agent_pb2 as pb, types_pb2 as t
 from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, refusal
 
 

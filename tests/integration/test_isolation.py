@@ -6,8 +6,7 @@ import grpc
 import pytest
 
 from agentcgroup.proto.launch import Request, Status
-from agentcgroup.proto.v1 import agent_pb2 as pb
-from agentcgroup.proto.v1 import operator_pb2, types_pb2
+from agentcgroup.proto.v1 import agent_pb2 as pb, operator_pb2, types_pb2
 from agentcgroup.proto.v1.operator_pb2_grpc import OperatorServiceStub
 from tests.integration.harness import DEADLINE_S, MIB, Daemon, refusal
 

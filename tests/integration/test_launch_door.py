@@ -294,9 +294,12 @@ async def test_who_says_nothing_is_shown_out(daemon: Daemon, monkeypatch: pytest
     assert descriptors() == before
 
 
-async def test_the_silent_do_not_keep_others_out(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_silent_do_not_keep_others_out(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     await daemon.open("web")
     monkeypatch.setattr(door, "MOST_WAITING", 3)
+    caplog.set_level("INFO", "agentcgroup.api")
     with contextlib.ExitStack() as stack:
         silent = [stack.enter_context(knock(daemon)) for _ in range(3)]
         await asyncio.sleep(0.02)
@@ -305,6 +308,9 @@ async def test_the_silent_do_not_keep_others_out(daemon: Daemon, monkeypatch: py
         assert (await say(daemon, b"?")).status is Status.INVALID
         silent[0].send(b"?")
         assert decode_reply(await heard(silent[0])).status is Status.INVALID
+    assert daemon.controller.counters.request_errors[Kind.EXHAUSTED] == 1
+    await daemon.controller.remove_session("web", "")
+    assert "turned_away=1" in caplog.text
 
 
 async def test_without_free_descriptors_callers_wait_and_are_then_served(daemon: Daemon) -> None:

@@ -5,8 +5,7 @@ import asyncio
 import grpc
 import pytest
 
-from agentcgroup.proto.v1 import agent_pb2, types_pb2
-from agentcgroup.proto.v1 import operator_pb2 as pb
+from agentcgroup.proto.v1 import agent_pb2, operator_pb2 as pb, types_pb2
 from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, refusal
 
 

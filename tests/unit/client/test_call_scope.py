@@ -21,8 +21,7 @@ from agentcgroup.client import (
     call_scope,
 )
 from agentcgroup.proto.launch import Reply, Status
-from agentcgroup.proto.v1 import agent_pb2 as agent
-from agentcgroup.proto.v1 import types_pb2 as pb
+from agentcgroup.proto.v1 import agent_pb2 as agent, types_pb2 as pb
 from tests.unit.client.scripted_daemon import ScriptedDaemon
 from tests.unit.client.scripted_door import ScriptedDoor
 

@@ -21,9 +21,7 @@ from agentcgroup.client import (
     convert,
     places,
 )
-from agentcgroup.proto.v1 import agent_pb2 as agent
-from agentcgroup.proto.v1 import operator_pb2 as operator
-from agentcgroup.proto.v1 import types_pb2 as pb
+from agentcgroup.proto.v1 import agent_pb2 as agent, operator_pb2 as operator, types_pb2 as pb
 from tests.unit.client.messages import filled
 from tests.unit.client.scripted_daemon import ScriptedDaemon
 

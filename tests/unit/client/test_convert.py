@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from agentcgroup.client import convert, values
 from agentcgroup.client.errors import IncompatibleDaemon
-from agentcgroup.proto.v1 import agent_pb2, operator_pb2
-from agentcgroup.proto.v1 import types_pb2 as pb
+from agentcgroup.proto.v1 import agent_pb2, operator_pb2, types_pb2 as pb
 from tests.unit.client.messages import filled
 
 READERS: list[tuple[type[Message], Callable[[Any], Any]]] = [

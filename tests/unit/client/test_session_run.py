@@ -13,9 +13,7 @@ from google.rpc import code_pb2, status_pb2
 
 from agentcgroup.client.cli import identity
 from agentcgroup.client.errors import Denied, InvalidRequest
-from agentcgroup.proto.v1 import agent_pb2 as agent
-from agentcgroup.proto.v1 import operator_pb2 as operator
-from agentcgroup.proto.v1 import types_pb2 as pb
+from agentcgroup.proto.v1 import agent_pb2 as agent, operator_pb2 as operator, types_pb2 as pb
 from tests.unit.client.scripted_daemon import ScriptedDaemon
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

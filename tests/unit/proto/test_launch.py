@@ -1,8 +1,7 @@
 """proto/launch.py: the launcher's packets."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from agentcgroup.proto.launch import (
     INTENT_KEYS,

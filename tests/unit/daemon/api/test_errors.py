@@ -5,8 +5,7 @@ import pytest
 from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from agentcgroup.daemon.api.errors import CODES, new_incident, status_of, status_of_bug
 from agentcgroup.daemon.errors import Kind, RequestError

@@ -1,8 +1,7 @@
 """api/pages.py: lists of calls in pages of bounded size."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from agentcgroup.daemon.api.pages import MOST_BYTES, MOST_SIZE, page_of_calls
 from agentcgroup.daemon.errors import Kind, RequestError

@@ -1,8 +1,7 @@
 """api/texts.py: the launcher's text becomes an intent, or a message in words of the options."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from agentcgroup.daemon.api.texts import read_texts
 from agentcgroup.daemon.errors import Kind, RequestError

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.descriptor import EnumDescriptor
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from agentcgroup.daemon import model
 from agentcgroup.daemon.api import enums, translate

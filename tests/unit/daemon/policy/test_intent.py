@@ -1,8 +1,7 @@
 """policy/intent.py and policy/bounds.py: what makes sense by itself."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import BudgetRequest, Intent, OnExceed
