@@ -64,13 +64,12 @@ _STATUS_OF_DECISION: Final = {each: Status(each.value) for each in Decision}
 
 
 @dataclass(slots=True)
-class DoorCounts:
-    """What happened at one door, for its log and the tests."""
+class Lost:
+    """Callers that a door did not answer, since it was opened."""
 
-    served: int = 0
-    silent: int = 0
-    turned_away: int = 0
-    unheard: int = 0  # the caller was gone before its reply
+    turned_away: int = 0  # too many were waiting
+    silent: int = 0  # said nothing in time
+    unheard: int = 0  # were gone before their reply
 
 
 class LaunchDoor:
@@ -84,7 +83,8 @@ class LaunchDoor:
         self._loop: Final = asyncio.get_running_loop()
         self._waiting: Final[dict[int, tuple[socket.socket, asyncio.TimerHandle]]] = {}
         self._pause: asyncio.TimerHandle | None = None
-        self.counts: Final = DoorCounts()
+        self._is_short = False
+        self.lost: Final = Lost()
         self._loop.add_reader(listener, self._on_connections)
 
     @property
@@ -100,6 +100,10 @@ class LaunchDoor:
         self._listener.close()
         for number in list(self._waiting):
             self._forget(number).close()
+        if self.lost != Lost():
+            log.info(
+                "session %s: callers without an answer at the launcher's door: %s", self._session, self.lost
+            )
 
     # ---- connections
 
@@ -114,11 +118,14 @@ class LaunchDoor:
             except OSError as error:
                 self._rest(error)
                 return
+            self._is_short = False
             self._serve(connection)
 
     def _rest(self, error: OSError) -> None:
         """No descriptor or memory for another connection: those who knock wait in the backlog for a moment."""
-        log.warning("session %s: no connection can be taken: %s; trying again", self._session, error)
+        if not self._is_short:
+            log.warning("session %s: no launcher can be let in: %s; trying again", self._session, error)
+        self._is_short = True
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
             self._loop.remove_reader(self._listener)
             self._pause = self._loop.call_later(_PAUSE_S, self._resume)
@@ -136,7 +143,7 @@ class LaunchDoor:
             return
         except OSError:
             # Reset by the peer: there is nobody to answer.
-            self.counts.unheard += 1
+            self.lost.unheard += 1
             connection.close()
             return
         if received is None:
@@ -146,19 +153,29 @@ class LaunchDoor:
 
     def _await_packet(self, connection: socket.socket) -> None:
         if len(self._waiting) >= MOST_WAITING:
-            self.counts.turned_away += 1
-            connection.close()
+            self._turn_away(connection)
             return
         number = connection.fileno()
         timer = self._loop.call_later(SILENCE_S, self._give_up, number)
         self._waiting[number] = connection, timer
         self._loop.add_reader(number, self._on_packet, number)
 
+    def _turn_away(self, connection: socket.socket) -> None:
+        if not self.lost.turned_away:
+            log.warning(
+                "session %s: %d callers wait at the launcher's door without a word; more are turned away",
+                self._session,
+                MOST_WAITING,
+            )
+        self.lost.turned_away += 1
+        self._controller.counters.request_error(Kind.EXHAUSTED)
+        connection.close()
+
     def _on_packet(self, number: int) -> None:
         self._serve(self._forget(number))
 
     def _give_up(self, number: int) -> None:
-        self.counts.silent += 1
+        self.lost.silent += 1
         self._forget(number).close()
 
     def _forget(self, number: int) -> socket.socket:
@@ -172,12 +189,11 @@ class LaunchDoor:
     def _answer(self, connection: socket.socket, received: "_Received") -> None:
         try:
             reply = self._reply(connection, received)
-            self.counts.served += 1
             try:
                 connection.send(encode_reply(reply), _SEND_FLAGS)
             except OSError:
                 # Gone, or not reading. A call that was begun is ended by its process's end, as always.
-                self.counts.unheard += 1
+                self.lost.unheard += 1
         finally:
             for fd in received.fds:
                 os.close(fd)
