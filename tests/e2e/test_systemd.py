@@ -1,0 +1,207 @@
+"""The daemon as its unit runs it: what the sandbox still allows, and what survives systemd, a crash and a
+hang.
+"""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentcgroup.cgroups import files
+from agentcgroup.cgroups.cgroup import Cgroup
+from agentcgroup.cgroups.files import InterfaceFile
+from agentcgroup.client import OperatorClient
+from tests.running import LAUNCHER, wait_until
+
+UNIT = "agentcgroup.service"
+ROOT = Path("/sys/fs/cgroup/agentcgroup.slice")
+SESSION = "systemd-test"
+MIB = 1 << 20
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(
+        not Path("/run/systemd/system").is_dir() or not Path("/etc/systemd/system", UNIT).exists(),
+        reason="needs a host that systemd runs, with the unit installed",
+    ),
+]
+
+
+def systemctl(*arguments: str) -> str:
+    ran = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, f"systemctl {' '.join(arguments)}: {ran.stderr}"
+    return ran.stdout.strip()
+
+
+def shown(name: str) -> str:
+    return systemctl("show", "--value", "--property", name, UNIT)
+
+
+def await_daemon() -> None:
+    wait_until(lambda: shown("ActiveState") == "active" and shown("SubState") == "running", 120)
+
+
+@pytest.fixture(autouse=True)
+def daemon() -> None:
+    systemctl("reset-failed", UNIT)
+    systemctl("start", UNIT)
+    await_daemon()
+
+
+@dataclass
+class Alive:
+    """A session with an agent and a call that do nothing but live."""
+
+    agent: subprocess.Popen[bytes]
+    call: subprocess.Popen[bytes]
+    cgroup: Path
+
+    def limits(self) -> dict[str, object]:
+        found: dict[str, object] = {}
+        watched: tuple[InterfaceFile[Any], ...] = (
+            files.MEMORY_MAX, files.CPU_MAX, files.PIDS_MAX, files.CGROUP_SUBTREE_CONTROL,
+        )  # fmt: skip
+        with Cgroup.open(self.cgroup) as session:
+            for cgroup in (session, *session.walk()):
+                for file in watched:
+                    found[f"{cgroup.path}/{file.name}"] = cgroup.read(file)
+        return found
+
+    def assert_alive(self) -> None:
+        assert self.agent.poll() is None, "the agent died"
+        assert self.call.poll() is None, "the call died"
+
+
+@pytest.fixture
+def alive() -> Iterator[Alive]:
+    with OperatorClient() as operator:
+        session = operator.create_session(SESSION, memory="200M", agent_memory="64M", cpu=1, pids=100)
+        agent = subprocess.Popen(["sleep", "600"])
+        operator.place_agent(SESSION, agent.pid)
+    launch = [str(LAUNCHER), "run", "--session-dir", session.socket_dir, "--memory", "32M", "--pids", "10"]
+    call = subprocess.Popen([*launch, "--", "sleep", "600"])
+    cgroup = ROOT / SESSION
+    wait_until(lambda: any((cgroup / "calls").glob("c-*/cgroup.procs")), 30)
+    yield Alive(agent, call, cgroup)
+    for process in (agent, call):
+        process.kill()
+        process.wait()
+    if cgroup.exists():
+        with Cgroup.open(cgroup) as left:
+            left.remove_tree(10)
+    # A daemon that has lost its session knows nothing of it; the next one finds nothing to know.
+    systemctl("restart", UNIT)
+
+
+def test_this_systemd_finds_nothing_wrong_with_the_unit() -> None:
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", f"/etc/systemd/system/{UNIT}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def check_host() -> dict[str, dict[str, Any]]:
+    ran = subprocess.run(
+        ["agentcgroupd", "--check-host", "--json"], capture_output=True, text=True, check=False
+    )
+    return {one["name"]: one for one in json.loads(ran.stdout)["capabilities"]}
+
+
+def test_the_sandbox_of_the_unit_takes_no_capability_away() -> None:
+    with OperatorClient() as operator:
+        inside = {one.name: one.available for one in operator.host().capabilities}
+    outside = {name: one["available"] for name, one in check_host().items()}
+    # dockerd may have been started or stopped since the daemon was.
+    inside.pop("docker"), outside.pop("docker")
+    assert inside == outside
+
+
+def test_the_daemon_outlives_its_tools_and_passes_that_on_to_nobody(alive: Alive) -> None:
+    daemon = int(shown("MainPID"))
+    assert int(Path(f"/proc/{daemon}/oom_score_adj").read_text()) == -900
+    assert int(Path(f"/proc/{alive.agent.pid}/oom_score_adj").read_text()) == 0
+    assert int(Path(f"/proc/{alive.call.pid}/oom_score_adj").read_text()) == 500
+
+
+def test_reloading_systemd_leaves_sessions_and_their_limits_alone(alive: Alive) -> None:
+    before = alive.limits()
+    systemctl("daemon-reload")
+    systemctl("daemon-reexec")
+    # Starting and stopping units is when systemd thinks about which controllers are needed where.
+    subprocess.run(
+        ["systemd-run", "--quiet", "--wait", "-p", "CPUWeight=50", "-p", "TasksMax=9", "true"], check=True
+    )
+    systemctl("daemon-reload")
+    alive.assert_alive()
+    assert alive.limits() == before
+    root_controllers = (ROOT.parent / "cgroup.subtree_control").read_text().split()
+    assert {"memory", "cpu", "pids"} <= set(root_controllers)
+
+
+def test_a_daemon_that_crashes_is_restarted_and_costs_no_session_its_life_or_limits(alive: Alive) -> None:
+    before, crashed = alive.limits(), int(shown("MainPID"))
+    os.kill(crashed, signal.SIGKILL)
+    wait_until(lambda: int(shown("MainPID")) not in (0, crashed), 60)
+    await_daemon()
+    alive.assert_alive()
+    limits = alive.limits()
+    assert limits == before
+    with OperatorClient() as operator:
+        assert operator.host().cgroup_root == "/agentcgroup.slice"
+
+
+def test_a_daemon_that_hangs_is_noticed_by_the_watchdog_and_replaced(tmp_path: Path) -> None:
+    drop_in = Path("/run/systemd/system", f"{UNIT}.d", "watchdog.conf")
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    drop_in.write_text("[Service]\nWatchdogSec=3\nTimeoutAbortSec=1\n")
+    try:
+        systemctl("daemon-reload")
+        systemctl("restart", UNIT)
+        await_daemon()
+        hung = int(shown("MainPID"))
+        os.kill(hung, signal.SIGSTOP)
+        wait_until(lambda: int(shown("MainPID")) not in (0, hung), 60)
+        await_daemon()
+    finally:
+        drop_in.unlink()
+        systemctl("daemon-reload")
+        systemctl("restart", UNIT)
+
+
+def test_a_wrong_configuration_is_reported_once_and_not_retried() -> None:
+    configuration = Path("/etc/agentcgroup/agentcgroup.toml")
+    good = configuration.read_text()
+    try:
+        configuration.write_text(good.replace("sessions_max = 256", "session_max = 256"))
+        ran = subprocess.run(["systemctl", "restart", UNIT], capture_output=True, text=True, check=False)
+        assert ran.returncode != 0
+        assert shown("ActiveState") == "failed"
+        assert shown("ExecMainStatus") == "2"
+        assert shown("NRestarts") == "0"
+        log = subprocess.run(
+            ["journalctl", "-u", UNIT, "-n", "20", "-o", "cat"], capture_output=True, text=True, check=True
+        ).stdout
+        assert "did you mean 'sessions_max'?" in log
+    finally:
+        configuration.write_text(good)
+        systemctl("reset-failed", UNIT)
+        systemctl("start", UNIT)
+
+
+def test_directories_of_mounted_containers_survive_a_stop() -> None:
+    place = Path("/run/agentcgroup/containers/kept")
+    place.mkdir(parents=True, exist_ok=True)
+    inode = place.stat().st_ino
+    systemctl("stop", UNIT)
+    systemctl("start", UNIT)
+    assert place.stat().st_ino == inode
+    assert place.parent.stat().st_mode & 0o777 == 0o700
+    place.rmdir()
