@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from typing import Final
 
 from agentcgroup.daemon.controller.calls import Calls
@@ -21,10 +20,7 @@ from agentcgroup.daemon.model import (
     Usage,
 )
 from agentcgroup.daemon.policy import resize
-
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
-# Names that mean something else in the tree.
-_TAKEN_NAMES: Final = frozenset({"daemon"})
+from agentcgroup.daemon.policy.bounds import check_name
 
 # CPU shares between sessions; a budget's own cpu_weight goes before.
 PRIORITY_WEIGHT: Final = {Priority.LOW: 25, Priority.NORMAL: 100, Priority.HIGH: 400}
@@ -87,13 +83,7 @@ class Sessions(Calls):
         gid: int,
         labels: Labels,
     ) -> Session:
-        if not _NAME.fullmatch(name) or name in _TAKEN_NAMES:
-            raise RequestError(
-                Kind.INVALID,
-                f"{name[:80]!r} is no session name",
-                "use 1 to 63 characters of a-z, 0-9, dot, dash and underscore, beginning with a letter or digit",
-                "name",
-            )
+        check_name(name)
         if name in self._ledger.sessions or name in self._opening:
             raise RequestError(
                 Kind.EXISTS,
