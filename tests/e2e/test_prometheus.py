@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ pytestmark = [
 ]
 
 SCRAPES = 15
+ENDED = "sum(agentcgroup_calls_ended_total)"
 
 # Panels that may be empty on a host, and the capability whose absence is the reason (agentcg check).
 NEEDS = {
@@ -59,6 +61,8 @@ class Scene:
     prometheus: Prometheus
     page_url: str
     rounds: int
+    # Calls that the kernel stopped at their memory.max: none where there is no memory controller.
+    stopped: int
     start_s: float
     end_s: float
 
@@ -77,6 +81,14 @@ def play_round(daemon: RunningDaemon) -> None:
         assert call.returncode == status, (call.args, call.returncode, errors)
 
 
+def play_overrun(daemon: RunningDaemon) -> None:
+    """A call that takes 256 MiB and had declared 64 MiB at most."""
+    hungry = (sys.executable, "-c", "bytearray(256 << 20)")
+    call = daemon.launch("alpha", *hungry, options=("--memory", "64M", "--memory-max", "64M"))
+    _, errors = call.communicate(timeout=120)
+    assert call.returncode == -9, (call.returncode, errors)
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with running_daemon(tmp_path_factory.mktemp("metrics")) as daemon:
@@ -90,18 +102,21 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
                 play_round(daemon)
                 rounds += 1
                 assert time.time() < start_s + 300, f"{SCRAPES} scrapes took too long"
-            settle(prometheus, rounds)
-            yield Scene(daemon, prometheus, f"http://{target}/metrics", rounds, start_s, time.time())
+            stopped = 0 if is_missing(prometheus, "memory") else 1
+            if stopped:
+                play_overrun(daemon)
+            # The last calls are scraped twice, so that they are in the rates too.
+            wait_until(
+                lambda: (prometheus.one(f"min_over_time({ENDED}[2s:1s])") or 0) == 4 * rounds + stopped,
+                60,
+                f"{4 * rounds + stopped} calls being scraped",
+            )
+            url = f"http://{target}/metrics"
+            yield Scene(daemon, prometheus, url, rounds, stopped, start_s, time.time())
 
 
-def settle(prometheus: Prometheus, rounds: int) -> None:
-    """Wait until the last round has been scraped."""
-    ended = "sum(agentcgroup_calls_ended_total)"
-    wait_until(lambda: prometheus.one(ended) == 4 * rounds, 60, f"{ended} being {4 * rounds}")
-
-
-def is_missing(scene: Scene, capability: str) -> bool:
-    return scene.prometheus.one(f'agentcgroup_capability_available{{capability="{capability}"}}') == 0
+def is_missing(prometheus: Prometheus, capability: str) -> bool:
+    return prometheus.one(f'agentcgroup_capability_available{{capability="{capability}"}}') == 0
 
 
 @pytest.mark.parametrize(("title", "expr"), list(queries(BOARD)))
@@ -111,12 +126,14 @@ def test_a_query_of_the_dashboard_has_an_answer(scene: Scene, title: str, expr: 
     if not series:
         reason = EMPTY_IS_GOOD.get(title) or NEEDS.get(title)
         assert reason is not None, f"{title}: no data for {plain}"
-        assert title in EMPTY_IS_GOOD or is_missing(scene, NEEDS[title]), f"{title}: no data for {plain}"
+        assert title in EMPTY_IS_GOOD or is_missing(scene.prometheus, NEEDS[title]), (
+            f"{title}: no data for {plain}"
+        )
         return
     for values in series:
         assert not any(map(math.isinf, values)), f"{title}: infinite values for {plain}"
     finite = [value for values in series for value in values if math.isfinite(value)]
-    if "histogram_quantile" in expr and is_missing(scene, NEEDS.get(title, "")):
+    if "histogram_quantile" in expr and is_missing(scene.prometheus, NEEDS.get(title, "")):
         return
     assert finite, f"{title}: only NaN for {plain}"
     assert min(finite) >= 0, f"{title}: {min(finite)} for {plain}"
@@ -132,7 +149,9 @@ def test_every_scrape_reached_the_daemon_and_was_whole(scene: Scene) -> None:
 
 def test_what_was_done_is_what_was_counted(scene: Scene) -> None:
     prometheus, rounds = scene.prometheus, scene.rounds
+    ended = 4 * rounds + scene.stopped
     verdicts = prometheus.now("sum by (verdict) (agentcgroup_calls_ended_total) > 0")
+    assert verdicts.pop((("verdict", "memory_limit_call"),), 0) == scene.stopped
     assert verdicts == {
         (("verdict", "ok"),): 2 * rounds,
         (("verdict", "exit_code"),): rounds,
@@ -142,17 +161,20 @@ def test_what_was_done_is_what_was_counted(scene: Scene) -> None:
     assert classes == {
         (("cpu_class", "interactive"),): rounds,
         (("cpu_class", "batch"),): rounds,
-        (("cpu_class", "undeclared"),): 2 * rounds,
+        (("cpu_class", "undeclared"),): 2 * rounds + scene.stopped,
     }
     assert prometheus.one('sum(agentcgroup_answers_total{decision="refused"})') == rounds
-    assert prometheus.one('agentcgroup_answers_total{decision="granted"} > 0') == 4 * rounds
+    assert prometheus.one('agentcgroup_answers_total{decision="granted"} > 0') == ended
     assert prometheus.one('agentcgroup_kills_total{reason="deadline"}') == rounds
     assert prometheus.one("agentcgroup_leftover_processes_total") == rounds
-    assert prometheus.one('agentcgroup_placement_seconds_count{door="launcher"}') == 4 * rounds
-    assert prometheus.one("sum(agentcgroup_call_duration_seconds_count)") == 4 * rounds
-    assert prometheus.one('agentcgroup_session_calls_ended_total{session="alpha"}') == 2 * rounds
+    assert prometheus.one('agentcgroup_placement_seconds_count{door="launcher"}') == ended
+    assert prometheus.one("sum(agentcgroup_call_duration_seconds_count)") == ended
+    assert (
+        prometheus.one('agentcgroup_session_calls_ended_total{session="alpha"}')
+        == 2 * rounds + scene.stopped
+    )
     assert prometheus.one("agentcgroup_internal_errors_total") == 0
-    wait_until(lambda: prometheus.one("agentcgroup_history_entries") == 4 * rounds, 60, "the history")
+    wait_until(lambda: prometheus.one("agentcgroup_history_entries") == ended, 60, "the history")
 
 
 def test_the_variables_of_the_dashboard_offer_what_lives(scene: Scene) -> None:
