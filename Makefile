@@ -89,8 +89,8 @@ test-guest: setup ## Run the guest's tests on one kernel: KERNEL=7.3
 	@$(VENV)/bin/python tests/run.py --kernel $(or $(KERNEL),7.3) -- $(ARGS)
 
 .PHONY: check
-check: setup ## Run the linters only
-	@$(VENV)/bin/python -m pytest -q tests/unit/test_linters.py
+check: setup ## Run the linters only, the protocol's included
+	@$(VENV)/bin/python -m pytest -q tests/unit/test_linters.py tests/unit/proto/test_contract.py
 
 .PHONY: format
 format: setup ## Format the sources

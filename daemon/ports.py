@@ -50,6 +50,9 @@ class HostListener(Protocol):
     def memory_throttled(self, call_id: str) -> None:
         """The call has been throttled at memory.high (again)."""
 
+    def events_lost(self) -> None:
+        """The kernel's event queue overflowed; what is watched was read afresh."""
+
 
 class Host(Protocol):
     """The machine. Every method raises RequestError(HOST) when the kernel would not, with its words."""

@@ -302,6 +302,9 @@ class Calls(Endings):
 
     # ---- what the machine tells
 
+    def events_lost(self) -> None:
+        self.counters.lose_kernel_events()
+
     def memory_throttled(self, call_id: str) -> None:
         """First sight of memory.high: the clock of the throttle limit starts, and the agent is told."""
         try:

@@ -11,6 +11,7 @@ the leaves.
 """
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +24,9 @@ from agentcgroup.daemon.model import Budget, CallLimits, OomCounters, Usage
 AGENT: Final = "agent"
 CALLS: Final = "calls"
 SELF: Final = "self"
+# What limits need, and what is only counted where it is to be had.
 CONTROLLERS: Final = frozenset({"memory", "cpu", "pids"})
+COUNTED: Final = frozenset({"io"})
 
 # Against 100 for calls/: the runtime must answer its model while its tools burn CPU.
 _AGENT_WEIGHT: Final = 1000
@@ -66,6 +69,7 @@ def usage_of(cgroup: Cgroup) -> Usage:
         pids = cgroup.read(files.PIDS_EVENTS)
         memory_pressure = cgroup.read(files.MEMORY_PRESSURE)
         cpu_pressure = cgroup.read(files.CPU_PRESSURE)
+        io = cgroup.read(files.IO_STAT)
         return Usage(
             memory_current_bytes=cgroup.read(files.MEMORY_CURRENT),
             memory_peak_bytes=cgroup.read(files.MEMORY_PEAK),
@@ -84,9 +88,16 @@ def usage_of(cgroup: Cgroup) -> Usage:
             if memory_pressure and memory_pressure.some
             else None,
             cpu_stall_us=cpu_pressure.some.total_us if cpu_pressure and cpu_pressure.some else None,
+            io_read_bytes=_total(device.rbytes for device in io) if io is not None else None,
+            io_write_bytes=_total(device.wbytes for device in io) if io is not None else None,
         )
     except CgroupGone:
         return Usage()
+
+
+def _total(counts: Iterable[int | None]) -> int:
+    """The sum over all devices; a call that has touched none has read and written nothing."""
+    return sum(count for count in counts if count is not None)
 
 
 def _oom_local(cgroup: Cgroup) -> int | None:

@@ -323,6 +323,8 @@ class LinuxHost:
         for event in self._events.read():
             if event.kind is WatchEventKind.OVERFLOW:
                 actions = list(self._watched.values())
+                if self._listener is not None:
+                    self._listener.events_lost()
             else:
                 action = self._watched.get(event.watch_id)
                 actions = [action] if action else []

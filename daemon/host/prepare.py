@@ -11,7 +11,7 @@ from agentcgroup.cgroups.errors import CgroupError, CgroupExists
 from agentcgroup.cgroups.membership import find_mount
 from agentcgroup.cgroups.values import MAX, CpuMax
 from agentcgroup.daemon.config import Config
-from agentcgroup.daemon.host.groups import AGENT, CONTROLLERS
+from agentcgroup.daemon.host.groups import AGENT, CONTROLLERS, COUNTED
 
 log = logging.getLogger("agentcgroup.host")
 
@@ -42,7 +42,7 @@ def prepare(config: Config) -> Ground:
         path = (config.host.cgroup_root or DEFAULT_ROOT).strip("/")
         root = _descend(Cgroup.open(mount.path), path)
         available = root.read(files.CGROUP_CONTROLLERS) or frozenset()
-        controllers = CONTROLLERS & available
+        controllers = (CONTROLLERS | COUNTED) & available
         root.enable_controllers(controllers)
     except CgroupError as error:
         raise HostUnfit(
@@ -67,7 +67,7 @@ def _descend(top: Cgroup, path: str) -> Cgroup:
     for name in path.split("/"):
         available = top.read(files.CGROUP_CONTROLLERS) or frozenset()
         enabled = top.read(files.CGROUP_SUBTREE_CONTROL) or frozenset()
-        wanted = (CONTROLLERS & available) - enabled
+        wanted = ((CONTROLLERS | COUNTED) & available) - enabled
         if wanted:
             top.enable_controllers(wanted)
         try:
