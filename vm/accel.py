@@ -12,9 +12,9 @@ from pathlib import Path
 
 from vm.cache import Cache
 from vm.console import Console
-from vm.packages import qemu_version
 from vm.qemu import Accelerator, Machine, start
 from vm.steps import say, step
+from vm.tools import qemu_version
 
 PROBE_TIMEOUT_S = 20.0
 # The kernel ran through all its initialisation when it finds that there is no root.
@@ -32,7 +32,9 @@ def choose_accelerator(cache: Cache, kernel: Path, scratch: Path) -> Accelerator
     if host not in known:
         with step("trying whether KVM boots a guest here"):
             known[host] = probe_kvm(kernel, scratch)
-        say(f"KVM {'works' if known[host] else 'does not boot a guest: emulating (TCG), several times slower'}")
+        say(
+            f"KVM {'works' if known[host] else 'does not boot a guest: emulating (TCG), several times slower'}"
+        )
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         partial.write_text(json.dumps(known, indent=2))
         partial.rename(path)

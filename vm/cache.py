@@ -75,8 +75,15 @@ class Cache:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def layer(self, kind: str, key: str, build: Callable[[Path], None], *, keep: int = 2,
-              on_wait: Callable[[], None] | None = None) -> Path:
+    def layer(
+        self,
+        kind: str,
+        key: str,
+        build: Callable[[Path], None],
+        *,
+        keep: int = 2,
+        on_wait: Callable[[], None] | None = None,
+    ) -> Path:
         """Return the directory of layer ``kind`` with ``key``, built by ``build(directory)`` when it is missing.
 
         It is built where it stays (virtual environments cannot be moved) and counts only once its marker is

@@ -87,6 +87,6 @@ class Decoder:
             end = HEADER.size + length
             if len(self._pending) < end:
                 return
-            body = bytes(self._pending[HEADER.size:end])
+            body = bytes(self._pending[HEADER.size : end])
             del self._pending[:end]
             yield Frame(Kind(number), body)

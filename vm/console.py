@@ -4,8 +4,12 @@ import re
 from collections import deque
 
 LAST_LINES = 40
+# A panic is told with what led to it and its whole trace.
+PANIC_LINES = 120
+LINES_BEFORE_PANIC = 15
 PANIC = re.compile(rb"Kernel panic - not syncing")
-ESCAPES = re.compile(rb"\x1b(?:\[[0-9;?]*[A-Za-z]|[()][A-Z0-9]|[=>c])|\r")
+# ECMA-48: control sequences, operating system commands (ended by BEL or ST), and two-byte escapes.
+ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\|$)|[ -/]*[0-~])|\r")
 # A line this long is not text; it is cut so that memory stays bounded.
 LINE_MOST_BYTES = 4096
 
@@ -14,7 +18,7 @@ class Console:
     """Takes the console's bytes as they come."""
 
     def __init__(self) -> None:
-        self._lines: deque[bytes] = deque(maxlen=LAST_LINES)
+        self._lines: deque[bytes] = deque(maxlen=PANIC_LINES)
         self._partial = b""
         self.has_panicked = False
 
@@ -37,6 +41,9 @@ class Console:
             self._lines.append(text)
 
     def last_lines(self) -> list[str]:
-        """Return the last lines, without terminal escapes and empty lines."""
+        """Return the last lines, or those around a panic, without terminal escapes and empty lines."""
         rest = ESCAPES.sub(b"", self._partial).rstrip()
-        return [line.decode(errors="replace") for line in [*self._lines, *([rest] if rest else [])]]
+        lines = [*self._lines, *([rest] if rest else [])]
+        at = next((number for number, line in enumerate(lines) if PANIC.search(line)), None)
+        chosen = lines[-LAST_LINES:] if at is None else lines[max(0, at - LINES_BEFORE_PANIC) :]
+        return [line.decode(errors="replace") for line in chosen]

@@ -11,32 +11,29 @@ from pathlib import Path
 from vm.steps import read_output, run_logged
 
 # Raise this when images are made differently.
-LAYER_FORMAT = "2"
+LAYER_FORMAT = "3"
 
 ROOT_LABEL = "acg-root"
 MIB = 1024 * 1024
 BLOCK_BYTES = 4096
+INODE_BYTES = 256
 PARTITION_OFFSET_BYTES = MIB
 # GPT keeps a copy of itself at the end of the disk.
 PARTITION_TAIL_BYTES = MIB
 
 
-def tree_size_bytes(tree: Path) -> int:
-    """Return an upper estimate of what a directory takes in a file system, in bytes."""
-    length_bytes = int(read_output(["du", "-s", "--apparent-size", "--block-size=1", tree]).split()[0])
-    inodes = int(read_output(["du", "-s", "--inodes", tree]).split()[0])
-    return length_bytes + inodes * BLOCK_BYTES
-
-
-def make_image(image: Path, tree: Path | None, log: Path, *, size_bytes: int | None = None,
-               is_journaled: bool = False) -> None:
+def make_image(
+    image: Path, tree: Path | None, log: Path, *, size_bytes: int | None = None, is_journaled: bool = False
+) -> None:
     """Make a sparse file with an ext4 file system that holds a copy of ``tree`` (None: empty).
 
     Without ``size_bytes`` it is as large as the tree needs, with some room to spare.
     """
     image.unlink(missing_ok=True)
-    size_bytes = size_bytes or _room_bytes(tree)
-    _make_file_system(image, tree, log, size_bytes, 0, is_journaled)
+    inodes = None
+    if size_bytes is None:
+        size_bytes, inodes = _room(tree)
+    _make_file_system(image, tree, log, size_bytes, inodes=inodes, is_journaled=is_journaled)
 
 
 def make_root_image(image: Path, tree: Path, log: Path, size_bytes: int) -> None:
@@ -45,21 +42,41 @@ def make_root_image(image: Path, tree: Path, log: Path, size_bytes: int) -> None
     with image.open("wb") as file:
         file.truncate(PARTITION_OFFSET_BYTES + size_bytes + PARTITION_TAIL_BYTES)
     layout = f'label: gpt\\nstart={PARTITION_OFFSET_BYTES // 512}, size={size_bytes // 512}, name="{ROOT_LABEL}"\\n'
-    run_logged(["sh", "-c", f"printf '{layout}' | sfdisk -q --no-reread --no-tell-kernel \"$1\"", "sh", image], log)
-    _make_file_system(image, tree, log, size_bytes, PARTITION_OFFSET_BYTES, False)
-
-
-def _room_bytes(tree: Path | None) -> int:
-    return (tree_size_bytes(tree) * 5 // 4 if tree else 0) + 16 * MIB
-
-
-def _make_file_system(image: Path, tree: Path | None, log: Path, size_bytes: int, offset_bytes: int,
-                      is_journaled: bool) -> None:
-    features = "^metadata_csum" if is_journaled else "^has_journal,^metadata_csum"
-    source = ["-d", os.fspath(tree)] if tree else []
-    options = f"offset={offset_bytes},lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"
     run_logged(
-        ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK_BYTES), "-m", "0", "-O", features, *source,
-         "-E", options, image, str(-(-size_bytes // BLOCK_BYTES))], log,
-        hint="Next step: check the free space of the cache's file system.",
+        ["sh", "-c", f"printf '{layout}' | sfdisk -q --no-reread --no-tell-kernel \"$1\"", "sh", image], log
+    )
+    _make_file_system(image, tree, log, size_bytes, offset_bytes=PARTITION_OFFSET_BYTES)
+
+
+def _room(tree: Path | None) -> tuple[int, int]:
+    """Return the size in bytes and the number of inodes of a file system that a directory fits into."""
+    if tree is None:
+        return 16 * MIB, 1024
+    length_bytes = int(read_output(["du", "-s", "--apparent-size", "--block-size=1", tree]).split()[0])
+    inodes = int(read_output(["du", "-s", "--inodes", tree]).split()[0]) * 9 // 8 + 1024
+    # Half a block is lost per file on average, a whole one with tiny files.
+    return (length_bytes + inodes * (BLOCK_BYTES + INODE_BYTES)) * 9 // 8 + 16 * MIB, inodes
+
+
+def _make_file_system(
+    image: Path,
+    tree: Path | None,
+    log: Path,
+    size_bytes: int,
+    *,
+    inodes: int | None = None,
+    offset_bytes: int = 0,
+    is_journaled: bool = False,
+) -> None:
+    words = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK_BYTES), "-I", str(INODE_BYTES), "-m", "0"]
+    words += ["-O", "^metadata_csum" if is_journaled else "^has_journal,^metadata_csum"]
+    words += ["-E", f"offset={offset_bytes},lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"]
+    if inodes is not None:
+        words += ["-N", str(inodes)]
+    if tree is not None:
+        words += ["-d", os.fspath(tree)]
+    run_logged(
+        [*words, os.fspath(image), str(-(-size_bytes // BLOCK_BYTES))],
+        log,
+        hint="Next step: read the log; the cache's file system may be full, or the directory changed meanwhile.",
     )

@@ -16,7 +16,7 @@ from types import FrameType
 
 from vm.channel import ChannelError, Decoder, Frame, Job, Kind, encode
 from vm.console import Console
-from vm.outcome import ExitStatus
+from vm.outcome import ExitStatus, SetupError
 from vm.qemu import Machine, Running, start
 from vm.steps import say
 
@@ -82,8 +82,8 @@ class GuestRun:
             running = start(self.machine, scratch, held_fds=held_fds)
             try:
                 self._follow(running, wake, log)
-                if self.progress.status is None:
-                    self._hear_last_words(running.console, log)
+                if self.progress.has_lost_guest or self.console.has_panicked:
+                    self._hear_last_words(running, log)
             finally:
                 running.process.kill()
                 running.process.wait()
@@ -132,32 +132,38 @@ class GuestRun:
         self.console.feed(data)
         return True
 
-    def _hear_last_words(self, console: socket.socket, log: FileIO) -> None:
+    def _hear_last_words(self, running: Running, log: FileIO) -> None:
+        """Read what is still to come from a guest that is going or gone, until QEMU has closed both sockets."""
         deadline = time.monotonic() + LAST_WORDS_S
         with selectors.DefaultSelector() as selector:
-            selector.register(console, selectors.EVENT_READ)
-            while selector.select(max(0.0, deadline - time.monotonic())):
-                if not self._read_console(console, log):
-                    return
+            selector.register(running.console, selectors.EVENT_READ)
+            selector.register(running.channel, selectors.EVENT_READ)
+            while selector.get_map() and (ready := selector.select(max(0.0, deadline - time.monotonic()))):
+                for key, mask in ready:
+                    if key.fileobj is running.console:
+                        is_open = self._read_console(running.console, log)
+                    else:
+                        is_open = self._serve_channel(running.channel, mask)
+                    if not is_open:
+                        selector.unregister(key.fileobj)
 
-    def _serve_channel(self, channel: socket.socket, mask: int) -> None:
-        if mask & selectors.EVENT_WRITE:
-            del self.outgoing[:channel.send(self.outgoing)]
-        if not mask & selectors.EVENT_READ:
-            return
+    def _serve_channel(self, channel: socket.socket, mask: int) -> bool:
         try:
+            if mask & selectors.EVENT_WRITE:
+                del self.outgoing[: channel.send(self.outgoing)]
+            if not mask & selectors.EVENT_READ:
+                return True
             data = channel.recv(CHUNK_BYTES)
+            for frame in self.decoder.feed(data):
+                self._take(frame)
         except ConnectionError:
+            data = b""
+        except ChannelError as error:
+            self.progress.problem = f"the guest's channel is out of step: {error}"
             data = b""
         if not data:
             self.progress.has_lost_guest = True
-            return
-        try:
-            for frame in self.decoder.feed(data):
-                self._take(frame)
-        except ChannelError as error:
-            self.progress.problem = f"the guest's channel is out of step: {error}"
-            self.progress.has_lost_guest = True
+        return bool(data)
 
     def _take(self, frame: Frame) -> None:
         match frame.kind:
@@ -178,17 +184,23 @@ class GuestRun:
         view = memoryview(data)
         try:
             while view:
-                view = view[os.write(descriptor, view):]
+                view = view[os.write(descriptor, view) :]
         except BrokenPipeError:
             self.progress.has_lost_reader = True
 
     def _conclude(self, running: Running) -> int:
         progress = self.progress
+        complaints = running.errors.read_text(errors="replace").strip()
+        if progress.has_lost_guest and complaints and not self.console.last_lines():
+            raise SetupError(f"QEMU did not run the guest: {complaints}")
         if self.console.has_panicked:
             return self._report(running, ExitStatus.PANIC, "the guest's kernel panicked")
         if progress.has_timed_out:
-            when = "while its command ran" if progress.started_at_s is not None else "before its command had started"
-            return self._report(running, ExitStatus.TIMEOUT, f"the guest was stopped after {self.timeout_s:g} s {when}")
+            has_started = progress.started_at_s is not None
+            when = "while its command ran" if has_started else "before its command had started"
+            return self._report(
+                running, ExitStatus.TIMEOUT, f"the guest was stopped after {self.timeout_s:g} s {when}"
+            )
         if progress.stop_signals:
             name = signal.Signals(progress.stop_signals[0]).name
             say(f"{name}: the guest was stopped")
@@ -196,7 +208,9 @@ class GuestRun:
         if progress.has_lost_reader:
             return 128 + signal.SIGPIPE
         if progress.status is None:
-            return self._report(running, ExitStatus.GUEST_LOST, "the guest went away without saying how its command ended")
+            return self._report(
+                running, ExitStatus.GUEST_LOST, "the guest went away without saying how its command ended"
+            )
         if progress.problem:
             say(progress.problem)
         return progress.status
@@ -209,7 +223,11 @@ class GuestRun:
         if complaints:
             say(f"QEMU said: {complaints}")
         lines = self.console.last_lines()
-        say(f"last lines of its console (all of them: {self.console_log}):" if lines else "its console stayed empty")
+        say(
+            f"last lines of its console, all of which are in {self.console_log}:"
+            if lines
+            else "its console stayed empty"
+        )
         for line in lines:
             print(f"    {line}", file=sys.stderr)
         return status

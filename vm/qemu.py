@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vm import disk
 from vm.channel import PORT_NAME
-from vm.packages import QEMU
 from vm.process import die_with_parent
+from vm.tools import QEMU
 
 
 class Accelerator(StrEnum):
@@ -52,11 +52,25 @@ class Machine:
 
 # Address randomisation defeats TCG's translation cache: an exec of a small program takes 11 ms without, 27-150 ms with.
 KERNEL_WORDS = (
-    "console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nokaslr", "norandmaps", "apparmor=0", "selinux=0", "audit=0",
+    "console=ttyS0",
+    "quiet",
+    "panic=-1",
+    "mitigations=off",
+    "nokaslr",
+    "norandmaps",
+    "apparmor=0",
+    "selinux=0",
+    "audit=0",
 )
 ROOT_WORDS = (
-    f"root=PARTLABEL={disk.ROOT_LABEL}", "rootfstype=ext4", "rw", "rootwait", "fsck.mode=skip", "systemd.firstboot=off",
-    "systemd.show_status=false", "init=/usr/lib/agentcgroup-vm/preinit",
+    f"root=PARTLABEL={disk.ROOT_LABEL}",
+    "rootfstype=ext4",
+    "rw",
+    "rootwait",
+    "fsck.mode=skip",
+    "systemd.firstboot=off",
+    "systemd.show_status=false",
+    "init=/usr/lib/agentcgroup-vm/preinit",
 )
 
 
@@ -70,29 +84,61 @@ def accelerator_words(accelerator: Accelerator) -> list[str]:
 def kernel_command_line(machine: Machine) -> str:
     """Return the kernel's command line; a word without a dot that the kernel does not know becomes preinit's environment."""
     disks = ";".join(
-        f"{number}:{entry.mountpoint}:{entry.options}" for number, entry in enumerate(machine.disks, 1) if entry.mountpoint
+        f"{number}:{entry.mountpoint}:{entry.options}"
+        for number, entry in enumerate(machine.disks, 1)
+        if entry.mountpoint
     )
     # A kernel without a root panics once it has initialised itself: that is how KVM is tried.
-    return " ".join([*KERNEL_WORDS, *(ROOT_WORDS if machine.disks else ()), *([f"AGENTCGROUP_DISKS={disks}"] if disks else [])])
+    return " ".join(
+        [
+            *KERNEL_WORDS,
+            *(ROOT_WORDS if machine.disks else ()),
+            *([f"AGENTCGROUP_DISKS={disks}"] if disks else []),
+        ]
+    )
 
 
 def command_line(machine: Machine, *, console_fd: int, channel_fd: int) -> list[str]:
     """Return the words that start QEMU; the descriptors are connected stream sockets that it inherits."""
     words = [
-        QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35,vmport=off",
-        *accelerator_words(machine.accelerator), "-smp", str(machine.cpus), "-m", machine.memory,
-        "-kernel", str(machine.kernel), "-append", kernel_command_line(machine),
-        "-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console",
-        "-device", "virtio-serial-pci,id=serial", "-chardev", f"socket,id=channel,fd={channel_fd}",
-        "-device", f"virtserialport,bus=serial.0,chardev=channel,name={PORT_NAME}",
-        "-device", "nvme,id=nvme,serial=agentcgroup",
+        QEMU,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-machine",
+        "q35,vmport=off",
+        *accelerator_words(machine.accelerator),
+        "-smp",
+        str(machine.cpus),
+        "-m",
+        machine.memory,
+        "-kernel",
+        str(machine.kernel),
+        "-append",
+        kernel_command_line(machine),
+        "-chardev",
+        f"socket,id=console,fd={console_fd}",
+        "-serial",
+        "chardev:console",
+        "-device",
+        "virtio-serial-pci,id=serial",
+        "-chardev",
+        f"socket,id=channel,fd={channel_fd}",
+        "-device",
+        f"virtserialport,bus=serial.0,chardev=channel,name={PORT_NAME}",
+        "-device",
+        "nvme,id=nvme,serial=agentcgroup",
     ]
     for number, entry in enumerate(machine.disks, 1):
         # QEMU separates options by commas and doubles the ones that belong to a value.
         image = str(entry.image).replace(",", ",,")
         words += [
-            "-drive", f"if=none,id=disk{number},format=raw,cache=unsafe,snapshot={'off' if entry.keeps_writes else 'on'},file={image}",
-            "-device", f"nvme-ns,drive=disk{number},bus=nvme,nsid={number}",
+            "-drive",
+            f"if=none,id=disk{number},format=raw,cache=unsafe,snapshot={'off' if entry.keeps_writes else 'on'},file={image}",
+            "-device",
+            f"nvme-ns,drive=disk{number},bus=nvme,nsid={number}",
         ]
     return words
 
@@ -116,10 +162,14 @@ def start(machine: Machine, scratch: Path, *, held_fds: Sequence[int] = ()) -> R
         fds = (console_theirs.fileno(), channel_theirs.fileno(), *held_fds)
         process = subprocess.Popen(
             command_line(machine, console_fd=fds[0], channel_fd=fds[1]),
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=sink, pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=sink,
+            pass_fds=fds,
             # snapshot=on keeps the guest's writes in an unlinked file there.
             env={**os.environ, "TMPDIR": str(scratch)},
             # A Ctrl-C at the terminal is for us; we stop the guest.
-            start_new_session=True, preexec_fn=die_with_parent,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
         )
     return Running(process, console, channel, errors)

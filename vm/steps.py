@@ -35,8 +35,9 @@ def run_logged(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     hint: str = "",
+    dies_with_us: bool = True,
 ) -> None:
-    """Run a set-up command with its output appended to ``log``; it dies with this process.
+    """Run a set-up command with its output appended to ``log``.
 
     Raises SetupError with the last lines of its output and ``hint`` when it fails or does not exist.
     """
@@ -48,8 +49,14 @@ def run_logged(
         start = sink.tell()
         try:
             done = subprocess.run(
-                words, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, cwd=cwd,
-                env={**os.environ, **(env or {})}, preexec_fn=die_with_parent, check=False,
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env={**os.environ, **(env or {})},
+                preexec_fn=die_with_parent if dies_with_us else None,
+                check=False,
             )
         except OSError as error:
             raise SetupError(f"cannot run {words[0]}: {error}. {hint}".rstrip()) from error
@@ -58,7 +65,9 @@ def run_logged(
             source.seek(start)
             tail = source.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         lines = "\n".join(f"    {line}" for line in tail)
-        raise SetupError(f"{words[0]} failed with status {done.returncode}; its last output (all of it: {log}):\n{lines}\n{hint}".rstrip())
+        raise SetupError(
+            f"{words[0]} failed with status {done.returncode}; its last output (all of it: {log}):\n{lines}\n{hint}".rstrip()
+        )
 
 
 def read_output(command: Sequence[str | os.PathLike[str]], *, cwd: Path | None = None) -> str:
@@ -69,5 +78,7 @@ def read_output(command: Sequence[str | os.PathLike[str]], *, cwd: Path | None =
     except OSError as error:
         raise SetupError(f"cannot run {words[0]}: {error}") from error
     if done.returncode != 0:
-        raise SetupError(f"{' '.join(words)} failed with status {done.returncode}: {done.stderr.decode(errors='replace').strip()}")
+        raise SetupError(
+            f"{' '.join(words)} failed with status {done.returncode}: {done.stderr.decode(errors='replace').strip()}"
+        )
     return done.stdout.decode(errors="surrogateescape")

@@ -61,9 +61,15 @@ def wait_for(what: str, find: Callable[[], Path | None]) -> Path:
 def command_script(job: Job) -> str:
     """Return the shell script that becomes the command: environment, output pipes, exec."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in job.environment]
-    return "\n".join([
-        *exports, "cd /root", f"exec </dev/null >{RUN}/stdout 2>{RUN}/stderr", f"exec {shlex.join(job.argv)}", "",
-    ])
+    return "\n".join(
+        [
+            *exports,
+            "cd /root",
+            f"exec </dev/null >{RUN}/stdout 2>{RUN}/stderr",
+            f"exec {shlex.join(job.argv)}",
+            "",
+        ]
+    )
 
 
 def parse_end(text: str) -> int | None:
@@ -102,7 +108,7 @@ class Agent:
         """Send one frame, blocking until the host has taken it."""
         data = memoryview(encode(kind, body))
         while data:
-            data = data[os.write(self.port, data):]
+            data = data[os.write(self.port, data) :]
 
     def pump(self, name: str, kind: Kind) -> bool:
         """Send what one pipe holds, at most one chunk; False when it is empty."""
@@ -149,7 +155,9 @@ class Agent:
             case Kind.STOP:
                 subprocess.run(["systemctl", "--no-block", "stop", COMMAND_UNIT], check=False)
             case _:
-                self.send(Kind.PROBLEM, f"the agent does not know what to do with {frame.kind.name}".encode())
+                self.send(
+                    Kind.PROBLEM, f"the agent does not know what to do with {frame.kind.name}".encode()
+                )
 
     def mount_share(self, number: int, name: str) -> None:
         """Mount one share read-only under its name."""
