@@ -51,7 +51,7 @@ def _read(path: Path) -> dict[str, bool]:
 
 def probe_kvm(kernel: Path, scratch: Path) -> bool:
     """Boot ``kernel`` without disks and see whether it gets as far as missing its root."""
-    machine = Machine(Accelerator.KVM, 2, "512M", kernel, ())
+    machine = Machine(Accelerator.KVM, 2, "512M", kernel, (), ())
     running = start(machine, scratch)
     console = Console()
     deadline = time.monotonic() + PROBE_TIMEOUT_S

@@ -27,6 +27,7 @@ GUEST_PYTHON = "3.13"
 GUEST_GLIBC_MINOR = 41
 EXTRAS = ("daemon", "test")
 PREFIX = "/opt/agentcgroup"
+PROJECT_UNIT = "agentcgroup.service"
 GUEST_FILES = Path(__file__).resolve().parent / "guest"
 # What no wheel is made of: changing it must not cost a rebuild.
 NOT_IN_WHEEL = frozenset(

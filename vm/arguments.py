@@ -35,7 +35,7 @@ environment:
 examples:
   vm/run -- uname -a
   vm/run --kernel 6.12 -- agentcg check
-  vm/run --share tests --out build/kernel -- pytest -p no:cacheprovider /mnt/share/tests/kernel --junitxml /mnt/out/kernel.xml
+  vm/run --share tests --out build/kernel -- pytest /mnt/share/tests/kernel --junitxml /mnt/out/kernel.xml
 """
 
 

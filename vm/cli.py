@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from vm import disk, outdir
 from vm.accel import choose_accelerator
-from vm.app import PREFIX, ensure_app, read_project
+from vm.app import PREFIX, PROJECT_UNIT, ensure_app, read_project
 from vm.arguments import DEFAULT_OUT, Arguments, parse
 from vm.cache import Cache, default_cache_directory
 from vm.channel import Job
@@ -122,7 +122,8 @@ def run(arguments: Arguments, cache: Cache) -> int:
             disk.make_image(image, share, log)
             disks.append(Disk(image))
             shares.append((len(disks), share.name))
-        machine = Machine(accelerator, arguments.cpus, arguments.memory, kernel.image, tuple(disks))
+        masked = (PROJECT_UNIT,) if arguments.is_without_daemon else ()
+        machine = Machine(accelerator, arguments.cpus, arguments.memory, kernel.image, masked, tuple(disks))
         guest = GuestRun(
             machine, job_of(arguments.command, shares), arguments.timeout_s, cache.log("console")
         )
