@@ -17,7 +17,8 @@ from typing import Final
 
 from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
-from agentcgroup.cgroups.errors import CgroupBusy, CgroupExists, CgroupGone, ProcessGone
+from agentcgroup.cgroups.errors import CgroupExists, CgroupGone
+from agentcgroup.cgroups.subtree import evacuate
 from agentcgroup.cgroups.values import MAX, CpuMax, Limit
 from agentcgroup.daemon.model import Budget, CallLimits, OomCounters, Usage
 
@@ -31,8 +32,6 @@ COUNTED: Final = frozenset({"io"})
 # Against 100 for calls/: the runtime must answer its model while its tools burn CPU.
 _AGENT_WEIGHT: Final = 1000
 _CPU_PERIOD_US: Final = 100_000
-# A process that forks while it is being moved leaves children behind for the next round.
-_EVACUATE_ROUNDS: Final = 64
 
 
 def _limit(value: int | None) -> Limit:
@@ -45,20 +44,6 @@ def _cpu_max(cpu_milli: int | None) -> CpuMax:
     # The kernel takes no quota under 1 ms; a longer period keeps a small share exact.
     period_us = _CPU_PERIOD_US if cpu_milli >= 10 else 1_000_000
     return CpuMax(max(1000, cpu_milli * period_us // 1000), period_us)
-
-
-def evacuate(source: Cgroup, leaf: Cgroup) -> None:
-    """Moves every process of `source` itself into `leaf`. Raises CgroupBusy when it forks faster than it can be moved."""
-    for _ in range(_EVACUATE_ROUNDS):
-        pids = source.process_ids()
-        if not pids:
-            return
-        for pid in pids:
-            with contextlib.suppress(ProcessGone):
-                leaf.place(pid)
-    raise CgroupBusy(
-        source.path, f"its processes could not all be moved to {leaf.name}/: they fork faster than that"
-    )
 
 
 def usage_of(cgroup: Cgroup) -> Usage:

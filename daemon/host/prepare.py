@@ -7,8 +7,9 @@ from typing import Final
 
 from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
-from agentcgroup.cgroups.errors import CgroupError, CgroupExists
+from agentcgroup.cgroups.errors import CgroupError
 from agentcgroup.cgroups.membership import find_mount
+from agentcgroup.cgroups.subtree import Subtree
 from agentcgroup.cgroups.values import MAX, CpuMax
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.host.groups import AGENT, CONTROLLERS, COUNTED
@@ -39,11 +40,9 @@ def prepare(config: Config) -> Ground:
             raise HostUnfit(
                 f"{mount.path} is mounted read-only: remount it read-write, or run the daemon on the host"
             )
-        path = (config.host.cgroup_root or DEFAULT_ROOT).strip("/")
-        root = _descend(Cgroup.open(mount.path), path)
-        available = root.read(files.CGROUP_CONTROLLERS) or frozenset()
-        controllers = (CONTROLLERS | COUNTED) & available
-        root.enable_controllers(controllers)
+        path = mount.path / (config.host.cgroup_root or DEFAULT_ROOT).strip("/")
+        subtree = Subtree.open_or_create(path, CONTROLLERS | COUNTED)
+        root, controllers = subtree.root, subtree.enabled_controllers() & (CONTROLLERS | COUNTED)
     except CgroupError as error:
         raise HostUnfit(
             f"{error}. The daemon needs root and a writable cgroup v2 hierarchy (`agentcgroupd --check-host`)"
@@ -60,23 +59,6 @@ def prepare(config: Config) -> Ground:
             "not enforced on this host: %s (no such controllers in cgroup v2)", ", ".join(sorted(missing))
         )
     return Ground(root, mount.path, controllers)
-
-
-def _descend(top: Cgroup, path: str) -> Cgroup:
-    """Opens or makes every cgroup of `path`, passing the controllers down."""
-    for name in path.split("/"):
-        available = top.read(files.CGROUP_CONTROLLERS) or frozenset()
-        enabled = top.read(files.CGROUP_SUBTREE_CONTROL) or frozenset()
-        wanted = ((CONTROLLERS | COUNTED) & available) - enabled
-        if wanted:
-            top.enable_controllers(wanted)
-        try:
-            child = top.create_child(name)
-        except CgroupExists:
-            child = top.open_child(name)
-        top.close()
-        top = child
-    return top
 
 
 def limit_root(root: Cgroup, memory_capacity_bytes: int, config: Config) -> None:
