@@ -1,0 +1,1 @@
+"""Programs that agents run as tools: plain scripts, without anything of this project."""
