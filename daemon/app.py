@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -121,6 +122,8 @@ async def run(config: Config) -> None:
             host.cgroup_root,
             config.daemon.run_dir,
         )
+        # The threads of history and metrics must not keep the loop from a launch for the default of 5 ms.
+        sys.setswitchinterval(0.0005)
         # What lives now lives for good: the collector need not walk it in the middle of a launch.
         gc.collect()
         gc.freeze()

@@ -114,7 +114,7 @@ class Host(Protocol):
     def open_process(self, session: Session, process: ProcessRef) -> Process:
         """The process the caller means. RequestError: gone, reused, a kernel thread, or not to be touched."""
 
-    def locate(self, pid: int) -> Location: ...
+    def locate(self, process: Process) -> Location: ...
     def watch_process(
         self, pidfd: int, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
     ) -> None:

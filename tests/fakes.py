@@ -211,7 +211,8 @@ class FakeHost:
     def open_process(self, session: Session, process: ProcessRef) -> Process:
         return processes.hold(process)
 
-    def locate(self, pid: int) -> Location:
+    def locate(self, process: Process) -> Location:
+        pid = process.pid
         for call_id, group in self.calls.items():
             if pid in group.pids:
                 return Location(group.call.session, call_id)

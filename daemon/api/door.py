@@ -24,6 +24,7 @@ from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Door as DoorName
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import Answer, CallLimits, Decision, ToolCall
+from agentcgroup.daemon.ports import Process
 from agentcgroup.proto.launch import (
     MOST_BYTES,
     BadMessage,
@@ -231,7 +232,7 @@ class LaunchDoor:
         pid = self._pid_to_place(peer, fds)
         if not fds:
             fds.append(peer_pidfd(connection, peer))
-        inside = self._controller.parent_of(self._session, pid)
+        inside = self._controller.parent_of(self._session, Process(pid, fds[0]))
         if request.ticket is not None:
             call = self._controller.redeem(self._session, request.ticket, request.arguments)
             self._check_nesting(call, inside)

@@ -25,7 +25,7 @@ from agentcgroup.daemon.model import (
 )
 from agentcgroup.daemon.policy import admission, resize
 from agentcgroup.daemon.policy.intent import bounded_command, check
-from agentcgroup.daemon.ports import Location
+from agentcgroup.daemon.ports import Location, Process
 
 
 class Calls(Endings):
@@ -45,9 +45,9 @@ class Calls(Endings):
             return Usage()
         return self._host.call_usage(call.id)
 
-    def parent_of(self, session: str, pid: int) -> str:
-        """The call in which `pid` lives, "" when it is in the agent leaf or outside. DENIED in another session."""
-        return self._here(session, self._host.locate(pid)).call_id
+    def parent_of(self, session: str, process: Process) -> str:
+        """The call in which the process lives, "" when it is in the agent leaf or outside. DENIED in another session."""
+        return self._here(session, self._host.locate(process)).call_id
 
     @staticmethod
     def _here(session: str, location: Location) -> Location:
@@ -151,7 +151,7 @@ class Calls(Endings):
         call = self._declared(session, call_id)
         found = self._host.open_process(self._ledger.session(session), process)
         try:
-            location = self._here(session, self._host.locate(found.pid))
+            location = self._here(session, self._host.locate(found))
             if not location.session:
                 raise RequestError(
                     Kind.DENIED,

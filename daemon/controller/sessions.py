@@ -153,7 +153,7 @@ class Sessions(Calls):
         session = self._open_session(name)
         found = self._host.open_process(session, process)
         try:
-            location = self._host.locate(found.pid)
+            location = self._host.locate(found)
             if location.session not in ("", name):
                 raise RequestError(
                     Kind.STATE,

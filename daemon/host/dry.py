@@ -59,8 +59,8 @@ class DryRunHost:
     def open_process(self, session: Session, process: ProcessRef) -> Process:
         return self._real.open_process(session, process)
 
-    def locate(self, pid: int) -> Location:
-        return self._real.locate(pid)
+    def locate(self, process: Process) -> Location:
+        return self._real.locate(process)
 
     def watch_process(
         self, pidfd: int, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]

@@ -18,18 +18,17 @@ chosen by trying, never by version:
 """
 
 import asyncio
-import fcntl
 import functools
 import logging
 import os
 import select
-import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from agentcgroup.daemon.host.pidfd import wait_status
 from agentcgroup.daemon.host.proc_connector import ConnectorUnavailable, ProcConnector
 from agentcgroup.daemon.model import ExitStatus
 
@@ -37,10 +36,6 @@ __all__ = ["ExitSource", "ExitWatch", "decode_wait_status", "probe_exit_source",
 
 log = logging.getLogger(__name__)
 
-# include/uapi/linux/pidfd.h: struct pidfd_info as of VER0, 64 bytes: mask, cgroupid, 11 ids, exit_code.
-_INFO: Final = struct.Struct("=QQ11Ii")
-_PIDFD_GET_INFO: Final = 0xC000_0000 | _INFO.size << 16 | 0xFF << 8 | 11
-_PIDFD_INFO_EXIT: Final = 1 << 3
 # pidfd_open(2): a descriptor of one thread rather than of its process (kernel 6.9); the flag is O_EXCL.
 _PIDFD_THREAD: Final = os.O_EXCL
 
@@ -68,15 +63,8 @@ def _reaped_status(pidfd: int) -> ExitStatus | None:
     """The kernel's own record of a reaped process; None when it keeps none (older kernel) or has not been
     reaped.
     """
-    request = bytearray(_INFO.size)
-    _INFO.pack_into(request, 0, _PIDFD_INFO_EXIT, *[0] * 13)
-    try:
-        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, request, True)
-    except OSError:
-        # ENOTTY and EINVAL: a kernel before 6.13; ESRCH: reaped, and this kernel kept nothing.
-        return None
-    mask, *_, exit_code = _INFO.unpack(request)
-    return decode_wait_status(exit_code) if mask & _PIDFD_INFO_EXIT else None
+    status = wait_status(pidfd)
+    return None if status is None else decode_wait_status(status)
 
 
 def pid_of(pidfd: int) -> int | None:
@@ -320,12 +308,12 @@ class ExitWatch:
 
     def _on_connector(self, connector: ProcConnector) -> None:
         exits, is_drained = connector.read()
-        for pid, wait_status in exits:
+        for pid, ended_with in exits:
             watched = self._by_pid.get(pid)
             # The first thread of a process may end before the others; its status is not the process's then.
             if watched is None or not _has_ended(watched.pidfd):
                 continue
-            watched.status = decode_wait_status(wait_status)
+            watched.status = decode_wait_status(ended_with)
             if watched.ended:
                 self._finish(watched, watched.status)
         if not is_drained:

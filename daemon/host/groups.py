@@ -93,40 +93,45 @@ def _oom_local(cgroup: Cgroup) -> int | None:
 class CallGroup:
     """The cgroup of one call."""
 
-    __slots__ = ("_leaf", "cgroup", "parent")
+    __slots__ = ("_controllers", "_leaf", "cgroup", "parent")
 
-    def __init__(self, cgroup: Cgroup, parent: "CallGroup | None") -> None:
+    def __init__(self, cgroup: Cgroup, parent: "CallGroup | None", controllers: frozenset[str]) -> None:
+        """`controllers` are those of `cgroup` itself and, once it is split, of its children."""
         self.cgroup = cgroup
+        self._controllers = controllers
         self.parent = parent
         self._leaf: Cgroup | None = None
 
     def apply(self, limits: CallLimits, old: CallLimits | None = None) -> None:
         """Writes `limits`; with `old` given only what differs from it."""
+        # On the path of every launch: nothing is tried of a controller that is not there, nor written that is so already.
         write = self.cgroup.write_if_present
-        if old is None:
-            write(files.MEMORY_OOM_GROUP, True)
-        if old is None or limits.memory_max_bytes != old.memory_max_bytes:
-            write(files.MEMORY_MAX, _limit(limits.memory_max_bytes))
-        if limits.memory_high_bytes != (old.memory_high_bytes if old else None):
-            write(files.MEMORY_HIGH, _limit(limits.memory_high_bytes), nonblocking=True)
-        if limits.swap_max_bytes != (old.swap_max_bytes if old else None):
-            write(files.MEMORY_SWAP_MAX, _limit(limits.swap_max_bytes))
-        if limits.pids_max != (old.pids_max if old else None):
+        if "memory" in self._controllers:
+            if old is None:
+                write(files.MEMORY_OOM_GROUP, True)
+            if old is None or limits.memory_max_bytes != old.memory_max_bytes:
+                write(files.MEMORY_MAX, _limit(limits.memory_max_bytes))
+            if limits.memory_high_bytes != (old.memory_high_bytes if old else None):
+                write(files.MEMORY_HIGH, _limit(limits.memory_high_bytes), nonblocking=True)
+            if limits.swap_max_bytes != (old.swap_max_bytes if old else None):
+                write(files.MEMORY_SWAP_MAX, _limit(limits.swap_max_bytes))
+        if "pids" in self._controllers and limits.pids_max != (old.pids_max if old else None):
             write(files.PIDS_MAX, _limit(limits.pids_max))
-        if limits.cpu_milli != (old.cpu_milli if old else None):
-            write(files.CPU_MAX, _cpu_max(limits.cpu_milli))
-        if limits.cpu_weight != (old.cpu_weight if old else 100):
-            write(files.CPU_WEIGHT, limits.cpu_weight)
+        if "cpu" in self._controllers:
+            if limits.cpu_milli != (old.cpu_milli if old else None):
+                write(files.CPU_MAX, _cpu_max(limits.cpu_milli))
+            if limits.cpu_weight != (old.cpu_weight if old else 100):
+                write(files.CPU_WEIGHT, limits.cpu_weight)
 
     def place(self, pid: int) -> None:
         (self._leaf or self.cgroup).place(pid)
 
-    def split(self, controllers: frozenset[str]) -> Cgroup:
+    def split(self) -> Cgroup:
         """Makes room for nested calls: the call's own processes go to a leaf. Returns the cgroup nested calls go into."""
         if self._leaf is None:
             leaf = self.cgroup.create_child(SELF)
             evacuate(self.cgroup, leaf)
-            self.cgroup.enable_controllers(controllers)
+            self.cgroup.enable_controllers(self._controllers)
             self._leaf = leaf
         return self.cgroup
 

@@ -20,6 +20,7 @@ from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host import processes
 from agentcgroup.daemon.host.exits import ExitWatch
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, usage_of
+from agentcgroup.daemon.host.pidfd import cgroup_id
 from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
@@ -77,6 +78,8 @@ class LinuxHost:
         self._adopted: dict[str, str] = {}  # cgroup path, as in /proc/PID/cgroup, of a container -> session
         self._calls: dict[str, CallGroup] = {}
         self._call_session: dict[str, str] = {}
+        # Agent leaves and calls by cgroup id.
+        self._homes: dict[int, Location] = {}
         self._exits = ExitWatch()
         self._events = EventWatch()
         self._watched: dict[int, Callable[[], None]] = {}
@@ -120,6 +123,7 @@ class LinuxHost:
 
     def _enter(self, session: Session, group: SessionGroup) -> str:
         self._sessions[session.name] = group
+        self._homes[group.agent.id] = Location(session.name)
         self._protect_agents()
         if session.ends_with_agent or group.is_adopted:
             self._watch_agent(session.name, group)
@@ -178,6 +182,7 @@ class LinuxHost:
         group = self._sessions.pop(session, None)
         if group is None:
             return
+        self._homes.pop(group.agent.id, None)
         self._adopted = {path: name for path, name in self._adopted.items() if name != session}
         if not await _until(group.try_remove, _REMOVE_DEADLINE_S):
             log.warning(
@@ -191,10 +196,11 @@ class LinuxHost:
     def create_call(self, call: ToolCall) -> str:
         with _kernel(f"making the cgroup of call {call.id}"):
             parent = self._calls[call.parent_id] if call.parent_id else None
-            inside = parent.split(self._controllers) if parent else self._sessions[call.session].calls
-            group = CallGroup(inside.create_child(call.id), parent)
+            inside = parent.split() if parent else self._sessions[call.session].calls
+            group = CallGroup(inside.create_child(call.id), parent, self._controllers)
             self._calls[call.id] = group
             self._call_session[call.id] = call.session
+            self._homes[group.cgroup.id] = Location(call.session, call.id)
             group.apply(call.limits)
             if call.limits.memory_high_bytes is not None:
                 self._watch_memory(call.id, group)
@@ -261,7 +267,10 @@ class LinuxHost:
         if watch_id is not None:
             self._watched.pop(watch_id, None)
             self._events.remove(watch_id)
-        return group is None or group.remove()
+        if group is None:
+            return True
+        self._homes.pop(group.cgroup.id, None)
+        return group.remove()
 
     # ---- processes
 
@@ -270,9 +279,14 @@ class LinuxHost:
         inside = group.cgroup.all_process_ids() if group and group.is_adopted else None
         return processes.hold(process, inside)
 
-    def locate(self, pid: int) -> Location:
+    def locate(self, process: Process) -> Location:
+        # One ioctl where the kernel tells and the cgroup is one of ours; else by the path, which also knows what others
+        # made inside ours, and containers.
+        known = self._homes.get(cgroup_id(process.pidfd) or 0)
+        if known is not None:
+            return known
         try:
-            path = cgroup_of(pid)
+            path = cgroup_of(process.pid)
         except ProcessGone:
             return Location()
         root = self.cgroup_root

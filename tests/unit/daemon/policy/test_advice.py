@@ -6,9 +6,10 @@ from agentcgroup.daemon.model import CallLimits, ExitStatus, Usage, Verdict
 from agentcgroup.daemon.policy.advice import EndedCall, word
 
 MIB = 1 << 20
+UNKNOWN = ExitStatus()
 
 
-def ended(verdict: Verdict, status: ExitStatus = ExitStatus(), **changes: object) -> EndedCall:
+def ended(verdict: Verdict, status: ExitStatus = UNKNOWN, **changes: object) -> EndedCall:
     facts: dict[str, object] = {
         "verdict": verdict,
         "status": status,
