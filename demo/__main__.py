@@ -19,11 +19,11 @@ from agentcgroup.client.errors import ClientError
 from demo import report
 from demo.expect import judge
 from demo.fetch import SetupFailed, set_up
-from demo.guest import Guest
+from demo.guest import Guest, Reach
 from demo.host import choose
 from demo.live import View, choose_view
 from demo.records import Event, Finished, Run, Said, encode_event
-from demo.service import DaemonFailed
+from demo.service import DaemonFailed, free_port
 
 OUT: Final = Path("build/run")
 FAILED: Final = 1
@@ -69,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--seconds",
         type=int,
-        default=200,
+        default=600,
         metavar="S",
         help="stop agents that take longer (default: %(default)s)",
     )
@@ -113,44 +113,64 @@ def run_here(
         run = stage.play()
         show(Finished(msgspec.structs.replace(run, expectations=judge(run))))
         if arguments.serve:
-            stage.say(
-                f"serving until Ctrl-C: metrics at {run.metrics_url}, the operators' API at unix:{run.operator_socket}"
-            )
             with contextlib.suppress(KeyboardInterrupt):
                 signal.pause()
 
 
-def run_in_guest(arguments: argparse.Namespace, why: str, show: Callable[[Event | str], None]) -> int:
-    """Plays it in the guest; the exit status of `vm/run`."""
-    guest = Guest(
-        arguments.kernel, arguments.out / "input", arguments.out, arguments.seconds, arguments.serve
-    )
+def run_in_guest(arguments: argparse.Namespace, why: str, audience: "Audience") -> None:
+    """Plays it in the guest."""
+    port = free_port() if arguments.serve else None
+    guest = Guest(arguments.kernel, arguments.out / "input", arguments.out, arguments.seconds, port)
+    if arguments.serve:
+        audience.reach = guest.reach
     words = [f"--{name}" for name in ("serve", "keep", "samples") if getattr(arguments, name)]
-    return guest.run(why, words, show)
+    status = guest.run(why, words, audience.show)
+    if audience.run is None:
+        if status == INTERRUPTED:
+            raise KeyboardInterrupt
+        audience.say(f"the guest ended with status {status} before the story did")
 
 
 class Audience:
     """Shows events, keeps the Run that comes at the end and writes it down."""
 
-    def __init__(self, view: View, console: Console, out: Path) -> None:
+    def __init__(self, view: View, console: Console, out: Path, *, serves: bool) -> None:
         self._view = view
         self._console = console
         self._out = out
+        self._serves = serves
         self._started_s = time.monotonic()
         self.run: Run | None = None
+        # How the daemon is reached from here; None: as it says itself.
+        self.reach: Reach | None = None
+
+    def say(self, text: str) -> None:
+        """One line of the job's own."""
+        self.show(Said(0.0, text))
 
     def show(self, event: Event | str) -> None:
-        """Shows an event or a line; the report, when it is the last one."""
+        """Shows an event or a line; the report, when the story is over."""
         if isinstance(event, str):
             self._view.show(event)
-            return
-        if not isinstance(event, Finished):
-            # The guest's clock began later.
+        elif isinstance(event, Finished):
+            self._finish(event.run)
+        else:
+            # By the clock of this side: the guest's began later.
             self._view.show(msgspec.structs.replace(event, at_s=time.monotonic() - self._started_s))
-            return
-        self.run = event.run
-        report.write_report(event.run, self._out / "report.json")
-        report.print_report(event.run, self._console)
+
+    def _finish(self, run: Run) -> None:
+        self.run = run
+        self._view.settle()
+        report.write_report(run, self._out / "report.json")
+        report.print_report(run, self._console)
+        if self._serves:
+            reach = self.reach or Reach(run.metrics_url, run.operator_socket)
+            self.say(
+                f"serving until Ctrl-C: metrics at {reach.metrics_url}, operators' API at unix:{reach.operator_socket}"
+            )
+            self.say(
+                f"for example: curl {reach.metrics_url}; agentcg history --operator-socket {reach.operator_socket}"
+            )
 
     def status(self) -> int:
         """The job's exit status."""
@@ -170,27 +190,17 @@ def play(arguments: argparse.Namespace) -> int:
     console = Console()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with sole(arguments.out), choose_view(console) as view:
-        audience = Audience(view, console, arguments.out)
+        audience = Audience(view, console, arguments.out, serves=arguments.serve)
         arguments.samples = console.is_terminal
-
-        def say(text: str) -> None:
-            audience.show(Said(0.0, text))
-
-        if not arguments.input:
-            set_up(arguments.out, say)
+        set_up(arguments.out, audience.say)
         choice = choose()
         if arguments.guest or (not arguments.native and not choice.is_native):
             why = "asked for" if arguments.guest else choice.why
-            say(f"in a guest with Linux {arguments.kernel}: {why}")
-            status = run_in_guest(arguments, why, audience.show)
-            if audience.run is None:
-                say(f"the guest ended with status {status} before the story did")
+            audience.say(f"in a guest with Linux {arguments.kernel}: {why}")
+            run_in_guest(arguments, why, audience)
         else:
-            say(
-                f"natively: {choice.why}"
-                if choice.is_native
-                else f"natively, as asked, without limits: {choice.why}"
-            )
+            how = "natively" if choice.is_native else "natively, as asked, without limits"
+            audience.say(f"{how}: {choice.why}")
             run_here(arguments, choice.why, audience.show, runs_unenforced=not choice.is_native)
         return audience.status()
 

@@ -31,6 +31,10 @@ class View(Protocol):
         """Shows an event, or a line that is none."""
         ...
 
+    def settle(self) -> None:
+        """Draws nothing anew from now on, so that something else may be printed below."""
+        ...
+
 
 def line_of(event: Said | Told) -> str:
     """An event as one line; empty when it is not worth one."""
@@ -76,6 +80,9 @@ class PlainView:
     ) -> None:
         return None
 
+    def settle(self) -> None:
+        """Lines stay where they are anyway."""
+
     def show(self, event: Event | str) -> None:
         """Prints it."""
         if isinstance(event, Sampled | Finished):
@@ -91,11 +98,18 @@ class LiveView:
     def __init__(self, console: Console) -> None:
         self._sample: Sampled | None = None
         self._lines: deque[Text] = deque(maxlen=LINES_KEPT)
-        self._live = Live(self._picture(), console=console, refresh_per_second=4, transient=False)
+        self._live = Live(self._picture(), console=console, refresh_per_second=4)
+        self._below = PlainView(console)
+        self._is_settled = False
 
     def __enter__(self) -> Self:
         self._live.start()
         return self
+
+    def settle(self) -> None:
+        """Leaves the picture as it is; what comes later is printed below it."""
+        self._is_settled = True
+        self._live.stop()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -104,6 +118,9 @@ class LiveView:
 
     def show(self, event: Event | str) -> None:
         """Takes it into the picture."""
+        if self._is_settled:
+            self._below.show(event)
+            return
         if isinstance(event, Sampled):
             self._sample = event
         elif isinstance(event, str):

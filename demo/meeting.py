@@ -11,7 +11,7 @@ from typing import Final
 from demo.story import Point
 
 # A guest without hardware support is some ten times slower than the machine it runs on.
-PATIENCE_S: Final = 170.0
+PATIENCE_S: Final = 500.0
 _LOOK_EVERY_S: Final = 0.1
 
 
