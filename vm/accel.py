@@ -21,9 +21,10 @@ PROBE_TIMEOUT_S = 20.0
 BOOTED = "VFS: Unable to mount root fs"
 
 
-def choose_accelerator(cache: Cache, kernel: Path, scratch: Path) -> Accelerator:
+def choose_accelerator(
+    cache: Cache, kernel: Path, scratch: Path, device: Path = Path("/dev/kvm")
+) -> Accelerator:
     """Return KVM when it boots ``kernel`` on this host with this QEMU, else TCG; remembers the answer in the cache."""
-    device = Path("/dev/kvm")
     if not device.exists() or not os.access(device, os.R_OK | os.W_OK):
         return Accelerator.TCG
     host = f"{os.uname().release} {os.uname().version}; {qemu_version()}"
@@ -51,7 +52,7 @@ def _read(path: Path) -> dict[str, bool]:
 
 def probe_kvm(kernel: Path, scratch: Path) -> bool:
     """Boot ``kernel`` without disks and see whether it gets as far as missing its root."""
-    machine = Machine(Accelerator.KVM, 2, "512M", kernel, (), ())
+    machine = Machine(Accelerator.KVM, 2, "512M", kernel, None, ())
     running = start(machine, scratch)
     console = Console()
     deadline = time.monotonic() + PROBE_TIMEOUT_S

@@ -6,38 +6,28 @@ image is mounted at /opt/agentcgroup; ``system/`` in it is copied over the root 
 """
 
 import os
-import re
 import shutil
 import sys
 import tempfile
-import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from vm import disk
 from vm.cache import Cache, hash_files, hash_inputs
 from vm.outcome import SetupError
+from vm.project import Project, TreeChangedError, copy_files, read_project
 from vm.rootfs import Root
-from vm.steps import read_output, run_logged, say, step
+from vm.steps import run_logged, say, step
 
 # Raise this when what is put into the layers changes.
 LAYER_FORMAT = "1"
 GUEST_PYTHON = "3.13"
 GUEST_GLIBC_MINOR = 41
-EXTRAS = ("daemon", "test")
 PREFIX = "/opt/agentcgroup"
 PROJECT_UNIT = "agentcgroup.service"
 GUEST_FILES = Path(__file__).resolve().parent / "guest"
-# What no wheel is made of: changing it must not cost a rebuild.
-NOT_IN_WHEEL = frozenset(
-    {"vm", "tests", "docs", "bench", "demo", ".ci", ".github", "build", "CHANGELOG.md", ".gitignore"}
-)
-# Left out of a tree that git does not describe.
-NEVER_SOURCE = frozenset(
-    {".git", ".venv", "build", "dist", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
-)
-NAME_OF_REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9._-]+)\s*(?:\[([^\]]*)\])?")
+TREE_READ_TRIES = 5
 PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "-q")
 
 # Whatever ends us takes all processes and mounts of this along.
@@ -55,97 +45,6 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LANG=C.UTF-8 PIP_CONFIG
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Project:
-    """What the wheel is made from: the tree, its files, and what pyproject.toml asks for."""
-
-    root: Path
-    files: tuple[Path, ...]
-    build_requires: tuple[str, ...]
-    requires: tuple[str, ...]
-
-
-def source_files(root: Path) -> tuple[Path, ...]:
-    """Return the files of the working tree that a wheel may need: tracked or not, but not what git ignores."""
-    if (root / ".git").exists() and shutil.which("git"):
-        # The tree may belong to another user than root, who runs this; git refuses that unless told.
-        names = read_output(
-            [
-                "git",
-                "-c",
-                "safe.directory=*",
-                "-C",
-                root,
-                "ls-files",
-                "-z",
-                "--cached",
-                "--others",
-                "--exclude-standard",
-            ]
-        ).split("\0")
-        found = {root / name for name in names if name}
-    else:
-        found = set(_walk(root))
-    kept = (path for path in found if path.relative_to(root).parts[0] not in NOT_IN_WHEEL)
-    return tuple(sorted(path for path in kept if path.is_symlink() or path.is_file()))
-
-
-def _walk(root: Path) -> Iterable[Path]:
-    for base, directories, names in os.walk(root):
-        for name in list(directories):
-            if (Path(base) / name).is_symlink():
-                yield Path(base) / name
-        directories[:] = [name for name in directories if name not in NEVER_SOURCE]
-        yield from (Path(base) / name for name in names if not name.endswith(".pyc"))
-
-
-def all_requirements(
-    name: str, dependencies: Sequence[str], optional: dict[str, list[str]], extras: Sequence[str]
-) -> tuple[str, ...]:
-    """Return the requirements of a project with these extras; an extra may name others of the same project."""
-    wanted = list(dependencies)
-    pending, seen = list(extras), set[str]()
-    while pending:
-        extra = pending.pop(0)
-        if extra in seen:
-            continue
-        seen.add(extra)
-        if extra not in optional:
-            raise SetupError(
-                f"pyproject.toml has no extra {extra!r}. Next step: add it to [project.optional-dependencies]."
-            )
-        for requirement in optional[extra]:
-            found = NAME_OF_REQUIREMENT.match(requirement)
-            if found and found[1].lower() == name.lower():
-                pending += [word.strip() for word in (found[2] or "").split(",") if word.strip()]
-            else:
-                wanted.append(requirement)
-    return tuple(sorted(set(wanted)))
-
-
-def read_project(root: Path) -> Project:
-    """Read what is needed of a working tree; raises SetupError when it has no usable pyproject.toml."""
-    path = root / "pyproject.toml"
-    try:
-        table = tomllib.loads(path.read_text())
-        project = table["project"]
-        return Project(
-            root,
-            source_files(root),
-            tuple(table["build-system"]["requires"]),
-            all_requirements(
-                project["name"],
-                project.get("dependencies", []),
-                project.get("optional-dependencies", {}),
-                EXTRAS,
-            ),
-        )
-    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
-        raise SetupError(
-            f"cannot read the project from {path}: {error!r}. Next step: mend it, or use --bare."
-        ) from error
-
-
 def guest_files_key() -> str:
     """Return the key of everything of vm/ that goes into the guest by way of the app image."""
     package = GUEST_FILES.parent
@@ -159,14 +58,23 @@ def guest_files_key() -> str:
     )
 
 
-def ensure_app(cache: Cache, root: Root, project: Project | None) -> Path:
-    """Return the app image for the working tree (None: without the project), made of cached parts."""
-    if project is None:
+def ensure_app(cache: Cache, root: Root, tree: Path | None) -> Path:
+    """Return the app image for a working tree (None: without the project), made of cached parts."""
+    if tree is None:
         key = hash_inputs([LAYER_FORMAT, disk.LAYER_FORMAT, "bare", guest_files_key()])
         place = cache.layer("app-bare", key, lambda directory: _build_bare(cache, directory), keep=1)
         return place / "app.img"
+    for _ in range(TREE_READ_TRIES):
+        try:
+            return _ensure_project(cache, root, read_project(tree))
+        except TreeChangedError as error:
+            say(f"{error}; reading the tree again")
+    raise SetupError(f"{tree} changed each time it was read. Next step: start again when nobody edits it.")
+
+
+def _ensure_project(cache: Cache, root: Root, project: Project) -> Path:
     environment_key = hash_inputs([LAYER_FORMAT, root.key, GUEST_PYTHON, *project.requires])
-    wheel_key = hash_inputs([LAYER_FORMAT, hash_files(project.root, project.files)])
+    wheel_key = hash_inputs([LAYER_FORMAT, project.key])
     key = hash_inputs([LAYER_FORMAT, disk.LAYER_FORMAT, environment_key, wheel_key, guest_files_key()])
 
     def build(directory: Path) -> None:
@@ -177,10 +85,8 @@ def ensure_app(cache: Cache, root: Root, project: Project | None) -> Path:
         with step("making the app image from the working tree"):
             _build_app(cache, root, environment, wheel, directory)
 
-    place = cache.layer(
-        "app", key, build, keep=2, on_wait=lambda: say("waiting for another vm/run that makes the app image")
-    )
-    return place / "app.img"
+    on_wait = partial(say, "waiting for another vm/run that makes the app image")
+    return cache.layer("app", key, build, keep=2, on_wait=on_wait) / "app.img"
 
 
 def _builder_python(cache: Cache, requires: Sequence[str]) -> Path:
@@ -211,19 +117,12 @@ def _build_wheel(cache: Cache, project: Project, directory: Path) -> None:
     python = _builder_python(cache, project.build_requires)
     with step("building the project's wheel"), tempfile.TemporaryDirectory(dir=directory) as scratch:
         copy = Path(scratch) / "tree"
-        for path in project.files:
-            target = copy / path.relative_to(project.root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target, follow_symlinks=False)
+        copy_files(project, copy)
         run_logged(
             [
                 python,
                 *PIP,
-                "wheel",
-                "--no-deps",
-                "--no-build-isolation",
-                "--no-index",
-                "--wheel-dir",
+                *["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir"],
                 directory,
                 copy,
             ],

@@ -177,11 +177,12 @@ def parse(words: Sequence[str]) -> Arguments:
     own, command = (
         (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     )
-    found = parser.parse_args(list(own))
+    found, unknown = parser.parse_known_args(list(own))
     if found.command:
-        parser.error(
-            f"the command goes after --: vm/run [OPTIONS] -- {' '.join([*found.command, *command])}"
-        )
+        meant = [*own[list(own).index(found.command[0]) :], *command]
+        parser.error(f"the command goes after --: vm/run [OPTIONS] -- {' '.join(meant)}")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     arguments = Arguments(
         found.kernel,
         found.cpus,

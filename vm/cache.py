@@ -1,5 +1,6 @@
 """The cache: layers keyed by a hash of their inputs, built under a lock, valid only when complete."""
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -10,6 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+# Everything that is ever put into the cache's directory.
+OWN_ENTRIES = frozenset(
+    {"root", "kernel-*", "app", "app-bare", "environment", "wheel", "builder", "apt", "locks", "logs", "tmp"}
+    | {"accelerator.json*"}
+)
 MARKER = ".complete"
 KEY_DIGITS = 16
 # A layer used this recently may be about to be booted by another process.
@@ -107,6 +113,20 @@ class Cache:
         for used_at_s, entry in layers[keep:]:
             if time.time() - used_at_s > IN_USE_S:
                 shutil.rmtree(entry, ignore_errors=True)
+
+    def clean(self) -> None:
+        """Remove what this program put here, and the directory when nothing else is in it.
+
+        The directory is the user's choice, so what is not ours stays.
+        """
+        for pattern in OWN_ENTRIES:
+            for entry in self.root.glob(pattern):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+        with contextlib.suppress(OSError):
+            self.root.rmdir()
 
     def sizes_bytes(self) -> dict[str, int]:
         """Return the disk usage of every layer (``kind/key``), counting blocks, not lengths: images are sparse."""

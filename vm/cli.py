@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from vm import disk, outdir
 from vm.accel import choose_accelerator
-from vm.app import PREFIX, PROJECT_UNIT, ensure_app, read_project
+from vm.app import PREFIX, PROJECT_UNIT, ensure_app
 from vm.arguments import DEFAULT_OUT, Arguments, parse
 from vm.cache import Cache, default_cache_directory
 from vm.channel import Job
@@ -98,10 +98,9 @@ def run(arguments: Arguments, cache: Cache) -> int:
     """Prepare what is missing, boot, run the command; returns the exit status."""
     require_root()
     ensure_tools(cache)
-    project = None if arguments.is_bare else read_project(REPOSITORY)
     root = ensure_root(cache)
     kernel = ensure_kernel(cache, arguments.series)
-    app = ensure_app(cache, root, project)
+    app = ensure_app(cache, root, None if arguments.is_bare else REPOSITORY)
     with scratch_directory(cache) as scratch:
         accelerator = choose_accelerator(cache, kernel.image, scratch)
         if arguments.is_build_only:
@@ -122,8 +121,10 @@ def run(arguments: Arguments, cache: Cache) -> int:
             disk.make_image(image, share, log)
             disks.append(Disk(image))
             shares.append((len(disks), share.name))
-        masked = (PROJECT_UNIT,) if arguments.is_without_daemon else ()
-        machine = Machine(accelerator, arguments.cpus, arguments.memory, kernel.image, masked, tuple(disks))
+        not_at_boot = PROJECT_UNIT if arguments.is_without_daemon else None
+        machine = Machine(
+            accelerator, arguments.cpus, arguments.memory, kernel.image, not_at_boot, tuple(disks)
+        )
         guest = GuestRun(
             machine, job_of(arguments.command, shares), arguments.timeout_s, cache.log("console")
         )
@@ -152,10 +153,11 @@ def print_cache(cache: Cache) -> int:
 
 
 def clean(cache: Cache) -> int:
-    """Remove the cache."""
+    """Remove the cache, when no guest runs."""
     if cache.root.exists():
         started_s = time.monotonic()
-        shutil.rmtree(cache.root)
+        with guest_lock():
+            cache.clean()
         say(f"removed {cache.root}: {time.monotonic() - started_s:.1f} s")
     return 0
 

@@ -104,7 +104,7 @@ def _build(cache: Cache, series: str, directory: Path) -> None:
             names = apt.names("linux-")
             chosen = choose_packages(names, series)
         if chosen is None:
-            raise SetupError(_series_is_gone(names, series))
+            raise SetupError(describe_missing_series(names, series))
         with (
             step(f"fetching kernel {chosen.release}"),
             tempfile.TemporaryDirectory(dir=directory) as scratch,
@@ -164,7 +164,8 @@ def unpack_vmlinux(image: bytes) -> bytes | None:
     return done.stdout if done.returncode == 0 and PVH_NOTE in done.stdout else None
 
 
-def _series_is_gone(names: Iterable[str], series: str) -> str:
+def describe_missing_series(names: Iterable[str], series: str) -> str:
+    """Return the message for a series that Debian does not offer, with those it does."""
     found = {".".join(match["version"].split(".")[:2]) for match in map(PACKAGE_NAME.match, names) if match}
     usable = sorted((other for other in found if choose_packages(names, other)), key=version_order)
     return (

@@ -14,6 +14,7 @@ from vm.outcome import SetupError
 from vm.steps import run_logged
 
 SIZE_BYTES = 16 * 1024 * disk.MIB
+INODES = 128 * 1024
 MOUNT_OPTIONS = "rw,noatime,nodelalloc,commit=1"
 # Made by mke2fs in every file system.
 NOT_WRITTEN = frozenset({"lost+found"})
@@ -21,7 +22,7 @@ NOT_WRITTEN = frozenset({"lost+found"})
 
 def make(image: Path, log: Path) -> None:
     """Make the empty disk, sparse."""
-    disk.make_image(image, None, log, size_bytes=SIZE_BYTES, is_journaled=True)
+    disk.make_empty_image(image, log, SIZE_BYTES, INODES)
 
 
 def collect(image: Path, directory: Path, log: Path) -> int:
@@ -32,7 +33,7 @@ def collect(image: Path, directory: Path, log: Path) -> int:
     # Replays the journal. Status 1 says that something was mended, which is what it is for.
     run_logged(["sh", "-c", 'e2fsck -fy "$1" || [ $? -le 1 ]', "sh", image], log)
     with tempfile.TemporaryDirectory(dir=image.parent) as scratch:
-        run_logged(["debugfs", "-R", f"rdump / {scratch}", image], log)
+        run_logged(["debugfs", "-R", "rdump / .", image.absolute()], log, cwd=Path(scratch))
         entries = [entry for entry in Path(scratch).iterdir() if entry.name not in NOT_WRITTEN]
         if entries:
             directory.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +107,11 @@ def choose_sources(targets: str, codename: str) -> list[Source]:
 
 def transport_settings() -> list[str]:
     """Return the host's apt settings for proxies, certificates and date checks, as apt.conf(5) lines."""
-    lines = read_output(["apt-config", "dump"]).splitlines()
+    return select_transport_settings(read_output(["apt-config", "dump"]).splitlines())
+
+
+def select_transport_settings(lines: Iterable[str]) -> list[str]:
+    """Pick the lines of ``apt-config dump`` that matter on the way to a mirror."""
     return [line for line in lines if TRANSPORT_SETTING.match(line) and not line.endswith(' "";')]
 
 

@@ -46,8 +46,8 @@ class Machine:
     cpus: int
     memory: str
     kernel: Path
-    # Units that systemd is not to start in this guest.
-    masked_units: tuple[str, ...]
+    # A unit that systemd is not to start by itself in this guest.
+    not_at_boot: str | None
     # The first is the root; a disk's namespace number is its place in this list, from 1.
     disks: tuple[Disk, ...]
 
@@ -95,7 +95,7 @@ def kernel_command_line(machine: Machine) -> str:
         [
             *KERNEL_WORDS,
             *(ROOT_WORDS if machine.disks else ()),
-            *(f"systemd.mask={unit}" for unit in machine.masked_units),
+            *([f"AGENTCGROUP_NOT_AT_BOOT={machine.not_at_boot}"] if machine.not_at_boot else []),
             *([f"AGENTCGROUP_DISKS={disks}"] if disks else []),
         ]
     )

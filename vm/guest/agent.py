@@ -38,12 +38,15 @@ def find_port(ports: Path = PORTS) -> Path | None:
     return None
 
 
-def find_disk(number: int, blocks: Path = Path("/sys/class/block")) -> Path | None:
+def find_disk(
+    number: int, blocks: Path = Path("/sys/class/block"), devices: Path = Path("/dev")
+) -> Path | None:
     """Return the device of the NVMe namespace with this number; None when there is none (yet)."""
     for entry in blocks.glob("nvme*"):
         with contextlib.suppress(OSError):
-            if (entry / "nsid").read_text().strip() == str(number):
-                return Path("/dev") / entry.name
+            # The paths of a multipath device (nvme0c0n1) have a number too, but no device to open.
+            if (entry / "nsid").read_text().strip() == str(number) and (devices / entry.name).exists():
+                return devices / entry.name
     return None
 
 
@@ -58,14 +61,14 @@ def wait_for(what: str, find: Callable[[], Path | None]) -> Path:
     raise TimeoutError(f"{what} did not appear in {DEVICE_WAIT_S:.0f} s")
 
 
-def command_script(job: Job) -> str:
+def command_script(job: Job, run: Path) -> str:
     """Return the shell script that becomes the command: environment, output pipes, exec."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in job.environment]
     return "\n".join(
         [
             *exports,
-            "cd /root",
-            f"exec </dev/null >{RUN}/stdout 2>{RUN}/stderr",
+            'cd "$HOME"',
+            f"exec </dev/null >{run}/stdout 2>{run}/stderr",
             f"exec {shlex.join(job.argv)}",
             "",
         ]
@@ -86,9 +89,10 @@ def parse_end(text: str) -> int | None:
 class Agent:
     """One job from its start to its end."""
 
-    def __init__(self, port: int, run: Path = RUN) -> None:
+    def __init__(self, port: int, run: Path = RUN, out: Path = OUT) -> None:
         self.port = port
         self.run = run
+        self.out = out
         self.decoder = Decoder()
         self.job: Job | None = None
         self.pipes: dict[str, int] = {}
@@ -149,7 +153,9 @@ class Agent:
                 self.job = decode_job(frame.body)
                 for number, name in self.job.shares:
                     self.mount_share(number, name)
-                (self.run / "command").write_text(command_script(self.job), "utf-8", "surrogateescape")
+                (self.run / "command").write_text(
+                    command_script(self.job, self.run), "utf-8", "surrogateescape"
+                )
                 self.send(Kind.STARTED, Path("/proc/uptime").read_bytes().split()[0])
                 subprocess.run(["systemctl", "--no-block", "start", COMMAND_UNIT], check=True)
             case Kind.STOP:
@@ -173,7 +179,7 @@ class Agent:
             for _ in range(2 * PIPE_BYTES // CHUNK_BYTES):
                 if not self.pump(name, kind):
                     break
-        subprocess.run(["sync", "-f", OUT], check=False)
+        subprocess.run(["sync", "-f", self.out], check=False)
         status = parse_end(text)
         if status is None:
             self.send(Kind.PROBLEM, f"systemd reported an end that is not one: {text!r}".encode())
