@@ -53,6 +53,7 @@ def guest_files_key() -> str:
         [
             package / "__init__.py",
             package / "channel.py",
+            package / "tunnel.py",
             *(path for path in GUEST_FILES.iterdir() if path.is_file()),
         ],
     )
@@ -218,7 +219,7 @@ def _put_guest_files(system: Path) -> None:
     package = GUEST_FILES.parent
     place = system / "usr/lib/agentcgroup-vm/vm"
     (place / "guest").mkdir(parents=True)
-    for name in ("__init__.py", "channel.py", "guest/__init__.py", "guest/agent.py"):
+    for name in ("__init__.py", "channel.py", "tunnel.py", "guest/__init__.py", "guest/agent.py"):
         shutil.copyfile(package / name, place / name)
     units = system / "etc/systemd/system"
     (units / "multi-user.target.wants").mkdir(parents=True)

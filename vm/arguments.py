@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from vm.kernel import DEFAULT_SERIES, SERIES
 from vm.outcome import ExitStatus
+from vm.tunnel import Forward, parse_forward
 
 DEFAULT_OUT = Path("build/vm/out")
 DEFAULT_TIMEOUT_S = 900.0
@@ -35,6 +36,7 @@ environment:
 examples:
   vm/run -- uname -a
   vm/run --kernel 6.12 -- agentcg check
+  vm/run --forward 127.0.0.1:9464=127.0.0.1:9464 --forward operator.sock=/run/agentcgroup/operator.sock -- sleep 600
   vm/run --share tests --out build/kernel -- pytest /mnt/share/tests/kernel --junitxml /mnt/out/kernel.xml
 """
 
@@ -47,6 +49,7 @@ class Arguments:
     cpus: int
     memory: str
     shares: tuple[Path, ...]
+    forwards: tuple[Forward, ...]
     out: Path
     timeout_s: float
     is_bare: bool
@@ -140,7 +143,24 @@ def make_parser() -> Parser:
     return parser
 
 
+def _forward(text: str) -> Forward:
+    try:
+        return parse_forward(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _add_run_options(add: Callable[..., argparse.Action]) -> None:
+    add(
+        "--forward",
+        type=_forward,
+        action="append",
+        default=[],
+        metavar="LOCAL=REMOTE",
+        dest="forwards",
+        help="what connects to LOCAL here reaches REMOTE in the guest; each is HOST:PORT or the path of a Unix socket;"
+        " may be given several times",
+    )
     add(
         "--out",
         type=Path,
@@ -188,6 +208,7 @@ def parse(words: Sequence[str]) -> Arguments:
         found.cpus,
         found.memory,
         tuple(found.shares),
+        tuple(found.forwards),
         found.out,
         found.timeout,
         found.bare,

@@ -17,7 +17,7 @@ BODY_MOST_BYTES = 16 * 1024 * 1024
 
 
 class Kind(IntEnum):
-    """What a frame is. JOB and STOP go to the guest, the others come from it."""
+    """What a frame is. JOB and STOP go to the guest, the next five come from it, the rest is the tunnel's."""
 
     JOB = 1
     STOP = 2
@@ -26,6 +26,11 @@ class Kind(IntEnum):
     STDERR = 5
     ENDED = 6
     PROBLEM = 7
+    OPEN = 8
+    DATA = 9
+    CREDIT = 10
+    SHUT = 11
+    RESET = 12
 
 
 class ChannelError(Exception):
@@ -34,11 +39,13 @@ class ChannelError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the guest is to run: words of the command, environment, and shares as (NVMe namespace number, name)."""
+    """What the guest is to run: words of the command, environment, shares as (NVMe namespace number, name), and the
+    addresses in the guest that the host's tunnel may open."""
 
     argv: tuple[str, ...]
     environment: tuple[tuple[str, str], ...]
     shares: tuple[tuple[int, str], ...]
+    targets: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
         """Return the job as a frame."""
@@ -61,6 +68,7 @@ def decode_job(body: bytes) -> Job:
             tuple(str(word) for word in fields["argv"]),
             tuple((str(name), str(value)) for name, value in fields["environment"]),
             tuple((int(number), str(name)) for number, name in fields["shares"]),
+            tuple(str(address) for address in fields["targets"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ChannelError(f"not a job: {error}") from error

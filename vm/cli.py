@@ -56,8 +56,8 @@ def guest_lock() -> Iterator[tuple[int, ...]]:
         yield (file.fileno(),)
 
 
-def job_of(command: Sequence[str], shares: Sequence[tuple[int, str]]) -> Job:
-    """Return what the guest is to do: the command, and under which names to mount which disks."""
+def job_of(command: Sequence[str], shares: Sequence[tuple[int, str]], targets: Sequence[str]) -> Job:
+    """Return what the guest is to do: the command, which disks to mount under which names, what may be connected to."""
     environment = {
         "HOME": "/root",
         "USER": "root",
@@ -69,7 +69,7 @@ def job_of(command: Sequence[str], shares: Sequence[tuple[int, str]]) -> Job:
         "TERM": os.environ.get("TERM", "dumb"),
         "AGENTCGROUP_VM": "1",
     }
-    return Job(tuple(command), tuple(environment.items()), tuple(shares))
+    return Job(tuple(command), tuple(environment.items()), tuple(shares), tuple(targets))
 
 
 def require_root() -> None:
@@ -125,9 +125,8 @@ def run(arguments: Arguments, cache: Cache) -> int:
         machine = Machine(
             accelerator, arguments.cpus, arguments.memory, kernel.image, not_at_boot, tuple(disks)
         )
-        guest = GuestRun(
-            machine, job_of(arguments.command, shares), arguments.timeout_s, cache.log("console")
-        )
+        job = job_of(arguments.command, shares, [forward.remote for forward in arguments.forwards])
+        guest = GuestRun(machine, job, arguments.timeout_s, cache.log("console"), arguments.forwards)
         with guest_lock() as held_fds:
             status = guest.run(scratch, held_fds)
         bring_back(out_image, arguments.out, log)

@@ -19,6 +19,7 @@ from vm.console import Console
 from vm.outcome import ExitStatus, SetupError
 from vm.qemu import Machine, Running, start
 from vm.steps import say
+from vm.tunnel import Forward, ListenError, Tunnel
 
 CHUNK_BYTES = 65536
 # How long the guest may take to stop its command and to flush what it wrote, once asked.
@@ -66,8 +67,16 @@ def stop_requests(progress: Progress) -> Iterator[socket.socket]:
 class GuestRun:
     """A guest from its boot to its end."""
 
-    def __init__(self, machine: Machine, job: Job, timeout_s: float, console_log: Path) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        job: Job,
+        timeout_s: float,
+        console_log: Path,
+        forwards: Sequence[Forward] = (),
+    ) -> None:
         self.machine = machine
+        self.forwards = forwards
         self.timeout_s = timeout_s
         self.console_log = console_log
         self.progress = Progress()
@@ -78,12 +87,17 @@ class GuestRun:
     def run(self, scratch: Path, held_fds: Sequence[int] = ()) -> int:
         """Boot, run the job, stop the guest; returns the status to exit with, having said on stderr why."""
         self.console_log.parent.mkdir(parents=True, exist_ok=True)
-        with stop_requests(self.progress) as wake, self.console_log.open("wb", buffering=0) as log:
+        with (
+            stop_requests(self.progress) as wake,
+            self.console_log.open("wb", buffering=0) as log,
+            selectors.DefaultSelector() as selector,
+            self._tunnel(selector) as tunnel,
+        ):
             running = start(self.machine, scratch, held_fds=held_fds)
             try:
-                self._follow(running, wake, log)
+                self._follow(running, wake, log, selector, tunnel)
                 if self.progress.has_lost_guest or self.console.has_panicked:
-                    self._hear_last_words(running, log)
+                    self._hear_last_words(running, tunnel, log)
             finally:
                 running.process.kill()
                 running.process.wait()
@@ -91,37 +105,60 @@ class GuestRun:
                 running.channel.close()
         return self._conclude(running)
 
-    def _follow(self, running: Running, wake: socket.socket, log: FileIO) -> None:
+    @contextmanager
+    def _tunnel(self, selector: selectors.BaseSelector) -> Iterator[Tunnel]:
+        """Give the host's end of the tunnel, listening. Raises SetupError when it cannot."""
+        tunnel = Tunnel(selector, self._queue)
+        try:
+            tunnel.listen(self.forwards)
+            yield tunnel
+        except ListenError as error:
+            raise SetupError(f"{error}. Next step: give --forward another local address.") from error
+        finally:
+            tunnel.close()
+
+    def _queue(self, kind: Kind, body: bytes) -> None:
+        self.outgoing += encode(kind, body)
+
+    def _follow(
+        self,
+        running: Running,
+        wake: socket.socket,
+        log: FileIO,
+        selector: selectors.BaseSelector,
+        tunnel: Tunnel,
+    ) -> None:
         """Pass data on until the command has ended, the guest is lost, or it is time to give up."""
         progress = self.progress
         deadline = time.monotonic() + self.timeout_s
         is_stopping = False
         running.channel.setblocking(False)
-        with selectors.DefaultSelector() as selector:
-            for source in (running.console, running.channel, wake):
-                selector.register(source, selectors.EVENT_READ)
-            while progress.status is None and not progress.has_lost_guest and not self.console.has_panicked:
-                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outgoing else 0)
-                selector.modify(running.channel, events)
-                for key, mask in selector.select(max(0.0, deadline - time.monotonic())):
-                    if key.fileobj is running.console:
-                        self._read_console(running.console, log)
-                    elif key.fileobj is wake:
-                        wake.recv(CHUNK_BYTES)
-                    else:
-                        self._serve_channel(running.channel, mask)
-                if progress.has_lost_reader or len(progress.stop_signals) > 1:
+        for source in (running.console, running.channel, wake):
+            selector.register(source, selectors.EVENT_READ)
+        while progress.status is None and not progress.has_lost_guest and not self.console.has_panicked:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outgoing else 0)
+            selector.modify(running.channel, events)
+            for key, mask in selector.select(max(0.0, deadline - time.monotonic())):
+                if key.fileobj is running.console:
+                    self._read_console(running.console, log)
+                elif key.fileobj is running.channel:
+                    self._serve_channel(running.channel, tunnel, mask)
+                elif key.fileobj is wake:
+                    wake.recv(CHUNK_BYTES)
+                else:
+                    key.data(mask)
+            if progress.has_lost_reader or len(progress.stop_signals) > 1:
+                return
+            is_late = time.monotonic() >= deadline
+            if is_late and is_stopping:
+                return
+            progress.has_timed_out |= is_late
+            if (progress.stop_signals or is_late) and not is_stopping and progress.status is None:
+                if progress.started_at_s is None:
                     return
-                is_late = time.monotonic() >= deadline
-                if is_late and is_stopping:
-                    return
-                progress.has_timed_out |= is_late
-                if (progress.stop_signals or is_late) and not is_stopping and progress.status is None:
-                    if progress.started_at_s is None:
-                        return
-                    is_stopping = True
-                    self.outgoing += encode(Kind.STOP)
-                    deadline = time.monotonic() + STOP_GRACE_S
+                is_stopping = True
+                self.outgoing += encode(Kind.STOP)
+                deadline = time.monotonic() + STOP_GRACE_S
 
     def _read_console(self, console: socket.socket, log: FileIO) -> bool:
         data = console.recv(CHUNK_BYTES)
@@ -132,7 +169,7 @@ class GuestRun:
         self.console.feed(data)
         return True
 
-    def _hear_last_words(self, running: Running, log: FileIO) -> None:
+    def _hear_last_words(self, running: Running, tunnel: Tunnel, log: FileIO) -> None:
         """Read what is still to come from a guest that is going or gone, until QEMU has closed both sockets."""
         deadline = time.monotonic() + LAST_WORDS_S
         with selectors.DefaultSelector() as selector:
@@ -143,11 +180,11 @@ class GuestRun:
                     if key.fileobj is running.console:
                         is_open = self._read_console(running.console, log)
                     else:
-                        is_open = self._serve_channel(running.channel, mask)
+                        is_open = self._serve_channel(running.channel, tunnel, mask)
                     if not is_open:
                         selector.unregister(key.fileobj)
 
-    def _serve_channel(self, channel: socket.socket, mask: int) -> bool:
+    def _serve_channel(self, channel: socket.socket, tunnel: Tunnel, mask: int) -> bool:
         try:
             if mask & selectors.EVENT_WRITE:
                 del self.outgoing[: channel.send(self.outgoing)]
@@ -155,7 +192,7 @@ class GuestRun:
                 return True
             data = channel.recv(CHUNK_BYTES)
             for frame in self.decoder.feed(data):
-                self._take(frame)
+                self._take(frame, tunnel)
         except ConnectionError:
             data = b""
         except ChannelError as error:
@@ -165,7 +202,7 @@ class GuestRun:
             self.progress.has_lost_guest = True
         return bool(data)
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame, tunnel: Tunnel) -> None:
         match frame.kind:
             case Kind.STDOUT:
                 self._pass_on(sys.stdout.fileno(), frame.body)
@@ -177,7 +214,9 @@ class GuestRun:
                 self.progress.status = int(frame.body)
             case Kind.PROBLEM:
                 self.progress.problem = frame.body.decode(errors="replace")
-            case Kind.JOB | Kind.STOP:
+            case Kind.DATA | Kind.CREDIT | Kind.SHUT | Kind.RESET:
+                tunnel.take(frame)
+            case Kind.JOB | Kind.STOP | Kind.OPEN:
                 raise ChannelError(f"the guest sent {frame.kind.name}")
 
     def _pass_on(self, descriptor: int, data: bytes) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vm.channel import PORT_NAME, Decoder, Frame, Job, Kind, decode_job, encode
+from vm.tunnel import Tunnel
 
 RUN = Path("/run/vm")
 PORTS = Path("/sys/class/virtio-ports")
@@ -127,27 +128,33 @@ class Agent:
         """Run until the command has ended; returns its exit status."""
         self.make_pipes()
         with selectors.DefaultSelector() as selector:
+            tunnel = Tunnel(selector, self.send)
             selector.register(self.port, selectors.EVENT_READ, "port")
             for name, pipe in self.pipes.items():
                 selector.register(pipe, selectors.EVENT_READ, name)
             while True:
-                ready = {key.data for key, _ in selector.select()}
+                ready = set()
+                for key, mask in selector.select():
+                    if callable(key.data):
+                        key.data(mask)
+                    else:
+                        ready.add(key.data)
                 if "stdout" in ready:
                     self.pump("stdout", Kind.STDOUT)
                 if "stderr" in ready:
                     self.pump("stderr", Kind.STDERR)
                 if "port" in ready:
-                    self.take()
+                    self.take(tunnel)
                 if "status" in ready:
                     return self.end(os.read(self.pipes["status"], CHUNK_BYTES).decode())
 
-    def take(self) -> None:
+    def take(self, tunnel: Tunnel) -> None:
         """Read what the host sent and do it."""
         for frame in self.decoder.feed(os.read(self.port, CHUNK_BYTES)):
-            self.obey(frame)
+            self.obey(frame, tunnel)
 
-    def obey(self, frame: Frame) -> None:
-        """Start the job, or stop it."""
+    def obey(self, frame: Frame, tunnel: Tunnel) -> None:
+        """Start the job, stop it, or carry on a connection."""
         match frame.kind:
             case Kind.JOB:
                 self.job = decode_job(frame.body)
@@ -160,6 +167,8 @@ class Agent:
                 subprocess.run(["systemctl", "--no-block", "start", COMMAND_UNIT], check=True)
             case Kind.STOP:
                 subprocess.run(["systemctl", "--no-block", "stop", COMMAND_UNIT], check=False)
+            case Kind.OPEN | Kind.DATA | Kind.CREDIT | Kind.SHUT | Kind.RESET:
+                tunnel.take(frame, self.job.targets if self.job else ())
             case _:
                 self.send(
                     Kind.PROBLEM, f"the agent does not know what to do with {frame.kind.name}".encode()

@@ -10,6 +10,7 @@ import pytest
 
 from vm.channel import Decoder, Frame, Job, Kind, encode
 from vm.guest.agent import Agent, find_disk, find_port, parse_end
+from vm.tunnel import CONNECTION, PAIR, listen_on
 
 # Starts the command as vm-command.service would, and reports its end as the unit's ExecStopPost= would.
 SYSTEMCTL = """#!/bin/bash
@@ -54,9 +55,9 @@ class Guest:
         self.thread = threading.Thread(target=self.agent.serve)
         self.thread.start()
 
-    def do(self, *argv: str) -> None:
+    def do(self, *argv: str, targets: tuple[str, ...] = ()) -> None:
         environment = (("HOME", "/"), ("PATH", os.environ["PATH"]), ("GREETING", "it's me"))
-        self.host.sendall(Job(argv, environment, ()).encode())
+        self.host.sendall(Job(argv, environment, (), targets).encode())
 
     def frames(self) -> Iterator[Frame]:
         decoder = Decoder()
@@ -136,3 +137,24 @@ def test_a_disk_is_found_by_its_namespace_number(tmp_path: Path) -> None:
             (tmp_path / device / "nsid").write_text(f"{number}\n")
     assert find_disk(4, tmp_path, tmp_path) == tmp_path / "nvme0n2"
     assert find_disk(6, tmp_path, tmp_path) is None
+
+
+def test_the_host_can_connect_to_what_the_job_names(guest: Guest, tmp_path: Path) -> None:
+    address = str(tmp_path / "server.sock")
+    with listen_on(address) as listener:
+        guest.do(
+            "sh", "-c", "until test -e $0; do sleep 0.05; done", str(tmp_path / "go"), targets=(address,)
+        )
+        guest.host.sendall(
+            encode(Kind.OPEN, PAIR.pack(5, 0)) + encode(Kind.DATA, CONNECTION.pack(5) + b"hello")
+        )
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(30)
+            assert accepted.recv(100) == b"hello"
+            accepted.sendall(b"back")
+        frames = guest.frames()
+        answer = next(frame for frame in frames if frame.kind is Kind.DATA)
+        assert answer.body == CONNECTION.pack(5) + b"back"
+        (tmp_path / "go").touch()
+        assert [frame.kind for frame in frames][-1] is Kind.ENDED

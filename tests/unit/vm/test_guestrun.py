@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from vm.channel import Job
 from vm.guestrun import GuestRun
 from vm.outcome import ExitStatus, SetupError
 from vm.qemu import Accelerator, Machine
+from vm.tunnel import Forward, connect_to
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 Play = Callable[..., int]
@@ -29,10 +30,11 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
 
-    def run(script: str, timeout_s: float = 60.0) -> int:
+    def run(script: str, timeout_s: float = 60.0, forwards: Sequence[Forward] = ()) -> int:
         monkeypatch.setenv("SCRIPT", script)
         machine = Machine(Accelerator.TCG, 1, "64M", tmp_path / "kernel", None, ())
-        return GuestRun(machine, Job(("true",), (), ()), timeout_s, tmp_path / "console.log").run(tmp_path)
+        job = Job(("true",), (), ())
+        return GuestRun(machine, job, timeout_s, tmp_path / "console.log", forwards).run(tmp_path)
 
     return run
 
@@ -157,3 +159,37 @@ def test_nothing_is_left_running(play: Play, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("MARK", str(tmp_path / "pid"))
     play("print(os.getpid(), file=open(os.environ['MARK'], 'w')); say('ENDED', b'0'); wait()")
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
+
+
+def test_what_connects_to_a_forward_talks_to_the_guest(play: Play, tmp_path: Path) -> None:
+    local = tmp_path / "local.sock"
+    heard: list[bytes] = []
+
+    def talk() -> None:
+        deadline = time.monotonic() + 30
+        while not local.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with connect_to(str(local)) as client:
+            client.sendall(b"question")
+            heard.append(client.recv(100))
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    status = play(
+        "hear(); say('STARTED', b'9.5'); assert hear().kind.name == 'OPEN'; asked = hear().body;"
+        "assert asked[4:] == b'question', asked; say('DATA', asked[:4] + b'answer');"
+        "[None for _ in iter(lambda: hear().kind.name, 'SHUT')]; say('ENDED', b'0'); wait()",
+        forwards=[Forward(str(local), "/run/remote.sock")],
+    )
+    thread.join(30)
+
+    assert status == 0
+    assert heard == [b"answer"]
+    assert not local.exists()
+
+
+def test_a_forward_that_cannot_listen_fails_before_anything_boots(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+
+    with pytest.raises(SetupError, match=r"cannot listen on .*/taken: Address already in use\. Next step"):
+        play("sys.exit('booted')", forwards=[Forward(str(tmp_path / "taken"), "/run/remote.sock")])
