@@ -169,7 +169,7 @@ class Audience:
                 f"serving until Ctrl-C: metrics at {reach.metrics_url}, operators' API at unix:{reach.operator_socket}"
             )
             self.say(
-                f"for example: curl {reach.metrics_url}; agentcg history --operator-socket {reach.operator_socket}"
+                f"for example: curl {reach.metrics_url}; agentcg history --socket {reach.operator_socket}"
             )
 
     def status(self) -> int:
@@ -192,7 +192,8 @@ def play(arguments: argparse.Namespace) -> int:
     with sole(arguments.out), choose_view(console) as view:
         audience = Audience(view, console, arguments.out, serves=arguments.serve)
         arguments.samples = console.is_terminal
-        set_up(arguments.out, audience.say)
+        if not arguments.input:
+            set_up(arguments.out, audience.say)
         choice = choose()
         if arguments.guest or (not arguments.native and not choice.is_native):
             why = "asked for" if arguments.guest else choice.why
