@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
-from agentcgroup.client import Answer, Call, Client, Report
+from agentcgroup.client import Answer, Client, Report
+from agentcgroup.client.arguments import IntentArguments
 from demo.feedback import Ear
 from demo.meeting import Meeting
 from demo.records import AgentEnd, Step
@@ -30,6 +31,20 @@ class Tool:
     limits: dict[str, str] = field(default_factory=dict)
     cwd: Path | None = None
     because_of: str = ""
+
+    def retried(
+        self, because: Step, name: StepName, title: str, *, command: Sequence[str] = (), **limits: str
+    ) -> "Tool":
+        """The same, changed because of what was said to `because`; `limits` with underscores for dashes."""
+        changed = {key.replace("_", "-"): value for key, value in limits.items()}
+        return replace(
+            self,
+            name=name,
+            title=title,
+            command=command or self.command,
+            limits=self.limits | changed,
+            because_of=because.name,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +82,7 @@ class Harness:
 
     def declare(self, tool: Tool) -> Answer:
         """Asks over gRPC; what is refused is a step of its own."""
-        answer = self._client.declare(
-            command=list(tool.command),
-            labels={"step": tool.name},
-            **_as_arguments(tool.limits),  # type: ignore[arg-type]
-        )
+        answer = self._client.declare(**_intent(tool))
         if not answer.call_id:
             self._write(_with_answer(self._blank(tool, "ticket"), answer))
         return answer
@@ -85,14 +96,7 @@ class Harness:
     def run_in_scope(self, tool: Tool) -> Step:
         """By the SDK's context manager."""
         log = self._log(tool)
-        with (
-            log.open("wb") as output,
-            self._client.call(
-                command=list(tool.command),
-                labels={"step": tool.name},
-                **_as_arguments(tool.limits),  # type: ignore[arg-type]
-            ) as call,
-        ):
+        with log.open("wb") as output, self._client.call(**_intent(tool)) as call:
             done = call.run(tool.command, cwd=tool.cwd, env=self._environment(), stdin=subprocess.DEVNULL,
                             stdout=output, stderr=output)  # fmt: skip
         step = _with_answer(self._blank(tool, "sdk"), call.answer)
@@ -103,9 +107,7 @@ class Harness:
         """Starts the tool held back, moves it into a call by its pid, lets it go."""
         log = self._log(tool)
         held = ["sh", "-c", 'read -r _ && exec "$@"', "sh", *tool.command]
-        with log.open("wb") as output, self._client.call(
-            command=list(tool.command), labels={"step": tool.name}, **_as_arguments(tool.limits)  # type: ignore[arg-type]
-        ) as call, subprocess.Popen(
+        with log.open("wb") as output, self._client.call(**_intent(tool)) as call, subprocess.Popen(
             held, cwd=tool.cwd, env=self._environment(), stdin=subprocess.PIPE, stdout=output, stderr=output
         ) as process:  # fmt: skip
             call.begin(process.pid)
@@ -114,16 +116,7 @@ class Harness:
         self._ear.report_of(call.id)
         return self._write(_with_report(step, call.report, process.returncode, _tail(log)))
 
-    # ---- what it may ask
-
-    def call(self, call_id: str) -> Call:
-        """A call of this session."""
-        return self._client.get(call_id)
-
-    def retry(self, tool: Tool, because: Step, changes: dict[str, str], **fields: object) -> Tool:
-        """`tool` with other limits, because of what was said to `because`."""
-        merged = {"limits": tool.limits | changes, "because_of": because.name, **fields}
-        return Tool(**{**{name: getattr(tool, name) for name in Tool.__slots__}, **merged})
+    # ---- the end
 
     def end(self) -> None:
         """Writes the last line of the transcript and stops listening."""
@@ -188,12 +181,14 @@ def _as_options(limits: dict[str, str]) -> list[str]:
     return [f"--{name}={value}" for name, value in limits.items()]
 
 
-def _as_arguments(limits: dict[str, str]) -> dict[str, object]:
+def _intent(tool: Tool) -> IntentArguments:
+    """What `agentcg run` would make of the same options."""
     names = {"class": "cpu_class"}
-    return {
+    limits: dict[str, object] = {
         names.get(name, name.replace("-", "_")): int(value) if name == "pids" else value
-        for name, value in limits.items()
+        for name, value in tool.limits.items()
     }
+    return cast(IntentArguments, {**limits, "command": list(tool.command), "labels": {"step": tool.name}})
 
 
 def _launcher_answer(line: bytes) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """The daemon of the job: a real agentcgroupd with a configuration, a run directory and a cgroup of its own."""
 
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -77,6 +79,19 @@ def free_port(wanted: int = METRICS_PORT) -> int:
     raise DaemonFailed("there is no free TCP port on 127.0.0.1")
 
 
+def refuse_second(run_dir: Path) -> None:
+    """Raises DaemonFailed when a daemon runs in `run_dir`: it would answer in place of ours."""
+    try:
+        with (run_dir / "daemon.lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return
+    except BlockingIOError:
+        raise DaemonFailed(
+            f"a daemon runs in {run_dir} already: another make run is under way on this host. Next step: wait for it"
+        ) from None
+
+
 class Service:
     """Starts the daemon on entry and stops it on exit; in between it answers."""
 
@@ -85,8 +100,11 @@ class Service:
         self.operator_socket = RUN_DIR / "operator.sock"
         self.log = settings.state_dir / "daemon.log"
         self._process: subprocess.Popen[bytes] | None = None
+        # Not before it answered: the run directory may be another daemon's, which is why it did not start.
+        self._owns_run_dir = False
 
     def __enter__(self) -> Self:
+        refuse_second(RUN_DIR)
         self.settings.state_dir.mkdir(parents=True, exist_ok=True)
         config = self.settings.state_dir / "agentcgroup.toml"
         config.write_text(self.settings.text(), encoding="utf-8")
@@ -120,6 +138,7 @@ class Service:
             try:
                 with OperatorClient(self.operator_socket, timeout_s=5.0) as operator:
                     operator.host()
+                self._owns_run_dir = True
                 return
             except ClientError as error:
                 if time.monotonic() > deadline:
@@ -148,3 +167,5 @@ class Service:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if self._owns_run_dir:
+            shutil.rmtree(RUN_DIR, ignore_errors=True)

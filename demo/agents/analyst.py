@@ -23,10 +23,13 @@ def count(harness: Harness) -> None:
     )  # fmt: skip
     stopped = harness.launch(endless)
     # "Use fewer parallel jobs": three.
-    harness.launch(harness.retry(
-        endless, stopped, {}, name=StepName.FORK_FEW, title="count rows with three workers",
+    few = endless.retried(
+        stopped,
+        StepName.FORK_FEW,
+        "count rows with three workers",
         command=[*endless.command, "--workers", "3"],
-    ))  # fmt: skip
+    )
+    harness.launch(few)
 
 
 def load(harness: Harness) -> None:
@@ -44,9 +47,9 @@ def load(harness: Harness) -> None:
     harness.findings["advised_memory"] = advised.get("memory", "")
     if "memory" not in advised:
         sys.exit(f"the report of the killed call advises no figure to declare: {killed.advice!r}")
-    more = harness.retry(
-        first, killed, {"memory": advised["memory"], "memory-max": LOAD_GREEDY_MEMORY_MAX}, name=StepName.LOAD,
-        title="sum up again with the memory advised",
+    more = first.retried(
+        killed, StepName.LOAD, "sum up again with the memory advised", memory=advised["memory"],
+        memory_max=LOAD_GREEDY_MEMORY_MAX,
     )  # fmt: skip
     # It holds its grant while the tester asks.
     harness.meeting.wait(Point.TESTER_READY)
@@ -55,9 +58,9 @@ def load(harness: Harness) -> None:
     harness.meeting.wait(Point.TESTER_REFUSED)
     if answer.call_id:
         harness.launch_declared(more, answer)
-    less = harness.retry(
-        first, killed, {"memory": "48M", "memory-max": "96M"}, name=StepName.STREAM, title="sum up again, streaming it",
-        command=[*command, "--stream"],
+    less = first.retried(
+        killed, StepName.STREAM, "sum up again, streaming it", command=[*command, "--stream"], memory="48M",
+        memory_max="96M",
     )  # fmt: skip
     harness.launch(less)
     harness.findings["loaded"] = read_table(harness, StepName.LOAD)

@@ -55,8 +55,15 @@ ACCELERATIONS: Final = ("8", "32")
 
 
 def script(harness: Harness) -> None:
-    """Clone, look, build, check, let a sub-agent review, commit, collect garbage, build again."""
+    """Clone, look, build, check; then let a sub-agent review, commit, pack, and build again while the others burst."""
     library = harness.site.workspace / "lz4"
+    build(harness, library)
+    harness.meeting.reach(Point.BUILDER_CHECKED)
+    hand_in(harness, library)
+
+
+def build(harness: Harness, library: Path) -> None:
+    """Up to the check, which is the builder's own burst of memory."""
     harness.launch(Tool(
         StepName.CLONE_LIBRARY, "clone the library",
         ["git", "clone", "--quiet", str(harness.site.input / "lz4.bundle"), "lz4"],
@@ -71,14 +78,17 @@ def script(harness: Harness) -> None:
         StepName.BUILD, "build it, two jobs", ["make", "-j2", "roundtrip"],
         {"memory": BUILDER_MOST_MEMORY, "memory-max": "256M", "class": "batch", "pids": "64", "timeout": "3m"}, library,
     ))  # fmt: skip
-    # Two at once, each with the file, its compressed form and the result in memory: the builder's own burst.
+    # Two at once, each with the file, its compressed form and the result in memory.
     harness.launch(Tool(
         StepName.CHECK, "check it on a large file, two at once",
         ["sh", "-c", f"printf '%s\\n' {' '.join(ACCELERATIONS)} | xargs -P 2 -n 1 ./roundtrip \"$1\"", "sh",
          str(harness.site.input / "measurements.csv")],
         {"memory": BUILDER_MOST_MEMORY, "memory-max": "384M", "class": "batch", "timeout": "3m"}, library,
     ))  # fmt: skip
-    harness.meeting.reach(Point.BUILDER_CHECKED)
+
+
+def hand_in(harness: Harness, library: Path) -> None:
+    """By nested calls, by the SDK's context manager, by pid, and by the launcher again."""
     review = (
         '"$0" run --memory 32M --label step=review-log -- git log --oneline -3 && '
         '"$0" run --memory 32M --label step=review-grep -- git grep --count LZ4_compress_fast -- "*.c"'

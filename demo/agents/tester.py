@@ -35,10 +35,8 @@ def script(harness: Harness) -> None:
     )  # fmt: skip
     stopped = harness.launch(wait)
     # "Do a smaller part of the work per call, or declare a longer --timeout": looks once and decides itself.
-    harness.launch(harness.retry(
-        wait, stopped, {}, name=StepName.LOOK, title="look once instead",
-        command=["sh", "-c", "test -e server.ready || echo 'not up yet'"],
-    ))  # fmt: skip
+    look = ["sh", "-c", "test -e server.ready || echo 'not up yet'"]
+    harness.launch(wait.retried(stopped, StepName.LOOK, "look once instead", command=look))
 
 
 def test(harness: Harness) -> None:

@@ -1,5 +1,6 @@
 """The stage: whom agents run as, how the daemon is configured, what counts as left over, how the guest is called."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -56,6 +57,15 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
         port = taken.getsockname()[1]
 
         assert service.free_port(port) not in (0, port)
+
+
+def test_a_daemon_that_runs_there_already_is_noticed(tmp_path: Path) -> None:
+    service.refuse_second(tmp_path)
+    with (tmp_path / "daemon.lock").open("w") as lock:
+        service.refuse_second(tmp_path)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(service.DaemonFailed, match="another make run"):
+            service.refuse_second(tmp_path)
 
 
 def test_cgroups_below_the_root_are_found_but_the_daemons_own(tmp_path: Path) -> None:
