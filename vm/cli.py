@@ -94,6 +94,13 @@ def scratch_directory(cache: Cache) -> Iterator[Path]:
         yield Path(name)
 
 
+def pin(path: Path, scratch: Path) -> Path:
+    """Return a hard link of an image, which stays when its layer is dropped while we wait for another guest."""
+    link = scratch / path.name
+    link.hardlink_to(path)
+    return link
+
+
 def run(arguments: Arguments, cache: Cache) -> int:
     """Prepare what is missing, boot, run the command; returns the exit status."""
     require_root()
@@ -106,25 +113,24 @@ def run(arguments: Arguments, cache: Cache) -> int:
         if arguments.is_build_only:
             say(f"ready: kernel {kernel.release}, {accelerator}")
             return 0
+        image = pin(kernel.image, scratch)
         log = scratch / "disks.log"
         out_image = scratch / "out.img"
         outdir.make(out_image, log)
         disks = [
-            Disk(root.image),
-            Disk(kernel.modules_disk, "/usr/lib/modules"),
-            Disk(app, PREFIX),
+            Disk(pin(root.image, scratch)),
+            Disk(pin(kernel.modules_disk, scratch), "/usr/lib/modules"),
+            Disk(pin(app, scratch), PREFIX),
             Disk(out_image, "/mnt/out", outdir.MOUNT_OPTIONS, keeps_writes=True),
         ]
         shares: list[tuple[int, str]] = []
         for share in arguments.shares:
-            image = scratch / f"share{len(shares)}.img"
-            disk.make_image(image, share, log)
-            disks.append(Disk(image))
+            copy = scratch / f"share{len(shares)}.img"
+            disk.make_image(copy, share, log)
+            disks.append(Disk(copy))
             shares.append((len(disks), share.name))
         not_at_boot = PROJECT_UNIT if arguments.is_without_daemon else None
-        machine = Machine(
-            accelerator, arguments.cpus, arguments.memory, kernel.image, not_at_boot, tuple(disks)
-        )
+        machine = Machine(accelerator, arguments.cpus, arguments.memory, image, not_at_boot, tuple(disks))
         job = job_of(arguments.command, shares, [forward.remote for forward in arguments.forwards])
         guest = GuestRun(machine, job, arguments.timeout_s, cache.log("console"), arguments.forwards)
         with guest_lock() as held_fds:

@@ -85,7 +85,7 @@ def ensure_kernel(cache: Cache, series: str) -> Kernel:
         f"kernel-{series}",
         key,
         lambda directory: _build(cache, series, directory),
-        keep=1,
+        keep=2,
         on_wait=lambda: say(f"waiting for another vm/run that fetches kernel {series}"),
     )
     release = (place / "release").read_text().strip()

@@ -52,7 +52,7 @@ def ensure_root(cache: Cache) -> Root:
         "root",
         key,
         lambda directory: _build(cache, directory),
-        keep=1,
+        keep=2,
         on_wait=lambda: say("waiting for another vm/run that makes the root image"),
     )
     return Root(key, place / "tree", place / "root.img")
