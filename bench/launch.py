@@ -89,7 +89,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--only-latency", action="store_true", help="no loads, nothing at rest")
     parser.add_argument(
         "--favordynmods", choices=["keep", "on", "off"], default="keep",
-        help="remount cgroup2 with or without this option for the time of the run; default keep",
+        help="set this option of cgroup2 for the run; default keep. It concerns the whole host, and newer kernels"
+        " (seen on 6.18) stay as with it until they boot anew, also when it is cleared",
     )  # fmt: skip
     parser.add_argument("--kernel", default="7.3", help="kernel series of the guest; default 7.3")
     parser.add_argument("--check", action="store_true", help="exit with 3 when a target is missed")
