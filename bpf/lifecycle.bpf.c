@@ -155,30 +155,54 @@ static __always_inline struct cgroup *parent_of(struct cgroup *cgroup)
 	_Pragma("clang loop unroll(disable)") for (; depth < MAX_DEPTH && cursor; depth++, cursor = parent_of(cursor)) \
 		if (id = id_of(cursor), account = bpf_map_lookup_elem(&accounts, &id), account)
 
+/*
+ * Global functions: the verifier looks at each once, not at every call, which is why they take a cgroup as a number.
+ */
+
 /* The innermost account; 0: `from` is nobody's. */
-static __noinline u64 account_of(struct cgroup *from)
+__noinline u64 account_of_cgroup(u64 from)
 {
 	struct account *account;
 	u64 id;
 
-	FOR_EACH_ACCOUNT(from, id, account)
+	FOR_EACH_ACCOUNT((struct cgroup *)from, id, account)
 		return id;
 	if (depth == MAX_DEPTH && cursor)
 		COUNT_LOSS(depth);
 	return 0;
 }
 
+enum {
+	/* Counters are the 64-bit words that struct account begins with; a power of two. */
+	COUNTERS = __builtin_offsetof(struct account, oom_limit_cgroup_id) / sizeof(u64),
+};
+
+_Static_assert((COUNTERS & (COUNTERS - 1)) == 0, "the bound of a counter is a mask");
+
 /* Adds to one counter of every account up to, and without, `until` (0: all). */
+__noinline int add_to_accounts(u64 from, u64 until, u32 counter, u64 amount)
+{
+	struct account *account;
+	u64 id;
+
+	FOR_EACH_ACCOUNT((struct cgroup *)from, id, account) {
+		if (id == until)
+			break;
+		/* A mask that the compiler cannot see through, so that the verifier sees it. */
+		counter &= COUNTERS - 1;
+		barrier_var(counter);
+		__sync_fetch_and_add((u64 *)account + counter, amount);
+	}
+	return 0;
+}
+
+static __always_inline u64 account_of(struct cgroup *from)
+{
+	return account_of_cgroup((u64)from);
+}
+
 #define ADD(from, counter, amount, until)                                                                              \
-	do {                                                                                                           \
-		struct account *account;                                                                               \
-		u64 id;                                                                                                \
-		FOR_EACH_ACCOUNT(from, id, account) {                                                                  \
-			if ((until) && id == (until))                                                                  \
-				break;                                                                                 \
-			__sync_fetch_and_add(&account->counter, amount);                                               \
-		}                                                                                                      \
-	} while (0)
+	add_to_accounts((u64)(from), until, __builtin_offsetof(struct account, counter) / sizeof(u64), amount)
 
 static __always_inline void fill_header(struct event_header *header, u32 kind, u32 pid, u64 account_id,
 					struct cgroup *cgroup)
