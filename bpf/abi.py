@@ -152,6 +152,7 @@ class Account(ctypes.Structure):
 
 
 class Losses(ctypes.Structure):
+    records: "ctypes.Array[ctypes.c_uint64]"
     homes: int
     arguments: int
     depth: int

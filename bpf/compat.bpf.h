@@ -24,6 +24,12 @@ typedef void (*btf_trace_mark_victim___task)(void *, struct task_struct *, u32);
 #define mark_victim_carries_task() bpf_core_type_matches(btf_trace_mark_victim___task)
 
 /*
+ * The function that holds back what is over memory.high is called __mem_cgroup_handle_over_high where the test of
+ * memcg_nr_pages_over_high is inline (6.18, 7.3), and mem_cgroup_handle_over_high before (6.12).
+ */
+#define OLDER_HANDLE_OVER_HIGH "mem_cgroup_handle_over_high"
+
+/*
  * mm->rss_stat is an array of per-CPU counters since 6.2 ("mm: convert mm's rss stats into percpu_counter"); before, a
  * struct of atomics, which we do not read.
  */

@@ -84,6 +84,7 @@ struct task_struct {
 	struct css_set *cgroups;
 	struct signal_struct *signal;
 	struct mm_struct *mm;
+	unsigned int memcg_nr_pages_over_high;
 };
 
 struct linux_binprm {

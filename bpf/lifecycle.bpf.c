@@ -501,13 +501,13 @@ int on_victim(u64 *ctx)
  * The kernel makes a thread that is over memory.high sleep, or reclaim, on its way back to user mode, in this function.
  * It may sleep, so what one thread began must be remembered per thread.
  */
-SEC("fentry/__mem_cgroup_handle_over_high")
-int BPF_PROG(on_throttle_begin)
+static __always_inline int begin_throttle(void)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct home *home;
 
-	if (!account_of(cgroup_of(task)))
+	/* Older kernels call the function on every way back that has work to do. */
+	if (!task->memcg_nr_pages_over_high || !account_of(cgroup_of(task)))
 		return 0;
 	home = home_of(task);
 	if (home)
@@ -515,19 +515,19 @@ int BPF_PROG(on_throttle_begin)
 	return 0;
 }
 
-SEC("fexit/__mem_cgroup_handle_over_high")
-int BPF_PROG(on_throttle_end)
+static __always_inline int end_throttle(void)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct home *home = bpf_task_storage_get(&homes, task, 0, 0);
-	struct cgroup *cgroup = cgroup_of(task);
 	struct throttle_event *event;
 	u64 account_id, duration_ns;
+	struct cgroup *cgroup;
 
 	if (!home || !home->over_high_since_ns)
 		return 0;
 	duration_ns = bpf_ktime_get_boot_ns() - home->over_high_since_ns;
 	home->over_high_since_ns = 0;
+	cgroup = cgroup_of(task);
 	account_id = account_of(cgroup);
 	if (!account_id)
 		return 0;
@@ -543,4 +543,29 @@ int BPF_PROG(on_throttle_end)
 	bpf_core_read_str(event->comm, sizeof(event->comm), &task->comm);
 	bpf_ringbuf_submit(event, 0);
 	return 0;
+}
+
+SEC("fentry/__mem_cgroup_handle_over_high")
+int BPF_PROG(on_throttle_begin)
+{
+	return begin_throttle();
+}
+
+SEC("fexit/__mem_cgroup_handle_over_high")
+int BPF_PROG(on_throttle_end)
+{
+	return end_throttle();
+}
+
+/* Its name before the test for work to do was split off into the header; a kernel has one of the two. See compat.bpf.h. */
+SEC("fentry/" OLDER_HANDLE_OVER_HIGH)
+int BPF_PROG(on_older_throttle_begin)
+{
+	return begin_throttle();
+}
+
+SEC("fexit/" OLDER_HANDLE_OVER_HIGH)
+int BPF_PROG(on_older_throttle_end)
+{
+	return end_throttle();
 }

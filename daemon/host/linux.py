@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +19,9 @@ from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host import processes
-from agentcgroup.daemon.host.exits import ExitWatch
+from agentcgroup.daemon.host.exits import ExitSource, ExitWatch
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, usage_of
+from agentcgroup.daemon.host.kernel_events import KernelEvents
 from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
@@ -59,9 +61,9 @@ class LinuxHost:
 
     def __init__(
         self, config: Config, root: Cgroup, mount: Path, controllers: frozenset[str], capabilities: tuple[Capability, ...],
-        tier: Tier,
+        tier: Tier, events: KernelEvents | None = None,
     ) -> None:  # fmt: skip
-        """`root` is prepared (see host.prepare): `controllers` are enabled for its children."""
+        """`root` is prepared (see host.prepare): `controllers` are enabled for its children. `events` are closed with it."""
         self._root = root
         self._mount = os.fspath(mount)
         self._controllers = controllers
@@ -77,7 +79,12 @@ class LinuxHost:
         self._adopted: dict[str, str] = {}  # cgroup path, as in /proc/PID/cgroup, of a container -> session
         self._calls: dict[str, CallGroup] = {}
         self._call_session: dict[str, str] = {}
-        self._exits = ExitWatch()
+        self._kernel_events = events
+        if events is not None and events.sees_our_pids:
+            self._exits = ExitWatch(source=ExitSource.KERNEL_EVENTS, drain=events.drain)
+            events.listen(self._exits.tell)
+        else:
+            self._exits = ExitWatch()
         self._events = EventWatch()
         self._watched: dict[int, Callable[[], None]] = {}
         self._watch_of_call: dict[str, int] = {}
@@ -100,6 +107,8 @@ class LinuxHost:
         asyncio.get_running_loop().remove_reader(self._events.fileno())
         self._events.close()
         self._exits.close()
+        if self._kernel_events is not None:
+            self._kernel_events.close()
         for group in self._sessions.values():
             group.close()
         self._root.close()
@@ -120,6 +129,8 @@ class LinuxHost:
 
     def _enter(self, session: Session, group: SessionGroup) -> str:
         self._sessions[session.name] = group
+        if self._kernel_events is not None:
+            self._kernel_events.open_books(group.cgroup)
         self._protect_agents()
         if session.ends_with_agent or group.is_adopted:
             self._watch_agent(session.name, group)
@@ -164,7 +175,11 @@ class LinuxHost:
 
     def session_usage(self, session: str) -> Usage:
         group = self._sessions.get(session)
-        return usage_of(group.cgroup) if group else Usage()
+        return self._usage(group.cgroup) if group else Usage()
+
+    def _usage(self, cgroup: Cgroup) -> Usage:
+        usage = usage_of(cgroup)
+        return usage if self._kernel_events is None else self._kernel_events.with_books(usage, cgroup.id)
 
     def freeze_session(self, session: str, frozen: bool, include_agent: bool) -> None:
         with _kernel(f"{'freezing' if frozen else 'thawing'} session {session}"):
@@ -183,6 +198,8 @@ class LinuxHost:
             log.warning(
                 "session %s: %s cannot be removed: processes in it do not die", session, group.cgroup.path
             )
+        if self._kernel_events is not None:
+            self._kernel_events.close_books(group.cgroup.id)
         group.close()
         self._protect_agents()
 
@@ -194,6 +211,8 @@ class LinuxHost:
             inside = parent.split(self._controllers) if parent else self._sessions[call.session].calls
             group = CallGroup(inside.create_child(call.id), parent)
             self._calls[call.id] = group
+            if self._kernel_events is not None:
+                self._kernel_events.open_books(group.cgroup)
             self._call_session[call.id] = call.session
             group.apply(call.limits)
             if call.limits.memory_high_bytes is not None:
@@ -239,12 +258,17 @@ class LinuxHost:
 
     def call_usage(self, call_id: str) -> Usage:
         group = self._calls.get(call_id)
-        return usage_of(group.cgroup) if group else Usage()
+        return self._usage(group.cgroup) if group else Usage()
 
     def oom_counters(self, call_id: str) -> OomCounters:
         group = self._calls.get(call_id)
         session = self._sessions.get(self._call_session.get(call_id, ""))
-        return group.oom_counters(session) if group and session else OomCounters()
+        if group is None or session is None:
+            return OomCounters()
+        counters = group.oom_counters(session)
+        if self._kernel_events is None:
+            return counters
+        return replace(counters, victim=self._kernel_events.victim(group.cgroup.id))
 
     def kill_call(self, call_id: str) -> int:
         group = self._calls.get(call_id)
@@ -261,6 +285,8 @@ class LinuxHost:
         if watch_id is not None:
             self._watched.pop(watch_id, None)
             self._events.remove(watch_id)
+        if group is not None and self._kernel_events is not None:
+            self._kernel_events.close_books(group.cgroup.id)
         return group is None or group.remove()
 
     # ---- processes
@@ -316,6 +342,9 @@ class LinuxHost:
         return Usage(
             cpu_usage_us=user_us + system_us, cpu_user_us=user_us, cpu_system_us=system_us
         ), rss_bytes
+
+    def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
+        return () if self._kernel_events is None else self._kernel_events.lost()
 
     # ---- events
 

@@ -12,6 +12,7 @@ from agentcgroup.daemon.counters import Door
 from agentcgroup.daemon.errors import Kind
 from agentcgroup.daemon.history import DropCause
 from agentcgroup.daemon.host.capabilities import NAMES as CAPABILITY_NAMES
+from agentcgroup.daemon.host.kernel_events import LOSSES as EVENT_LOSSES
 from agentcgroup.daemon.metrics.metric import Group, Label, Metric, counter, gauge, histogram
 from agentcgroup.daemon.model import (
     CallState,
@@ -47,9 +48,11 @@ REASON: Final = Label("reason", (NO_REASON, *Reason))
 KILL_REASON: Final = Label("reason", tuple(KillReason))
 DOOR: Final = Label("door", tuple(Door))
 ERROR_KIND: Final = Label("kind", tuple(Kind))
+EVENT_KIND: Final = Label("kind", EVENT_LOSSES)
 DROP_CAUSE: Final = Label("cause", tuple(DropCause))
 
 _NO_FIGURE: Final = "this kernel does not count it"
+_NO_EVENTS: Final = "there are no kernel events that tell it (`agentcg check`)"
 
 
 # ---- host ---------------------------------------------------------------------------------------------
@@ -170,6 +173,22 @@ SESSION_CPU_THROTTLED: Final = counter(
     "Time in which a CPU cap kept tasks waiting (cpu.stat).",
     (SESSION,),
     _NO_FIGURE,
+)
+SESSION_MEMORY_THROTTLED: Final = counter(
+    Group.SESSIONS,
+    "session_memory_throttled_seconds",
+    "seconds",
+    "Time in which memory.high held threads back, added up over threads (kernel events).",
+    (SESSION,),
+    _NO_EVENTS,
+)
+SESSION_FORKS: Final = counter(
+    Group.SESSIONS,
+    "session_forks",
+    "",
+    "Processes forked in the session, by its agent and by its calls (kernel events).",
+    (SESSION,),
+    _NO_EVENTS,
 )
 SESSION_CPU_LIMIT: Final = gauge(
     Group.SESSIONS,
@@ -295,7 +314,9 @@ KERNEL_EVENTS_LOST: Final = counter(
     Group.DAEMON,
     "kernel_events_lost",
     "",
-    "Kernel events for which there was no room; the state was read again.",
+    "Kernel events that did not reach the daemon: no room for a record of that kind, or for what it needs.",
+    (EVENT_KIND,),
+    "there are no kernel events",
 )
 
 # ---- history ------------------------------------------------------------------------------------------
