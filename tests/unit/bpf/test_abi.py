@@ -23,10 +23,7 @@ def types() -> Iterator[Handle]:
 def test_a_structure_has_the_same_fields_in_both_languages(types: Handle, name: str) -> None:
     twin = abi.STRUCTURES[name]
     layout = btf.structure(types, name)
-    ours = {
-        field: (getattr(twin, field).offset, getattr(twin, field).size)
-        for field, *_ in twin._fields_  # type: ignore[misc]
-    }
+    ours = {field: (getattr(twin, field).offset, getattr(twin, field).size) for field, *_ in twin._fields_}
     assert {field: (at.offset_bytes, at.size_bytes) for field, at in layout.fields.items()} == ours
     assert layout.size_bytes == ctypes.sizeof(twin)
 
