@@ -194,15 +194,11 @@ class ExitWatch:
         loop: asyncio.AbstractEventLoop | None = None,
         source: ExitSource | None = None,
         reap_wait_s: float = 0.5,
-        drain: Callable[[], None] | None = None,
     ) -> None:
-        """`loop`: default is the running one. `source`: default is what `probe_exit_source` finds.
-
-        With KERNEL_EVENTS, `drain` brings the waiting exit records to `tell`.
-        """
-        self._drain = drain
+        """`loop`: default is the running one. `source`: default is what `probe_exit_source` finds."""
         self._loop = loop or asyncio.get_running_loop()
-        self.source: Final = source or probe_exit_source()
+        self.source = source or probe_exit_source()
+        self._drain: Callable[[], None] | None = None
         self._reap_wait_s = reap_wait_s
         self._watched: dict[int, _Watched] = {}
         self._by_pid: dict[int, _Watched] = {}
@@ -233,6 +229,13 @@ class ExitWatch:
         self._watched[pidfd] = watched
         if watched.pid is not None:
             self._by_pid[watched.pid] = watched
+
+    def use_records(self, drain: Callable[[], None]) -> None:
+        """From now on, before the first watch, the status is what `tell` is told. `drain` brings waiting records to it."""
+        if self._watched:
+            raise ValueError("the source of statuses is chosen before the first watch")
+        self.source = ExitSource.KERNEL_EVENTS
+        self._drain = drain
 
     def tell(self, pid: int, status: ExitStatus) -> None:
         """The kernel says how `pid` ended. One that is not watched is no error.

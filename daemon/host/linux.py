@@ -18,10 +18,9 @@ from agentcgroup.cgroups.membership import cgroup_of
 from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.host import processes
-from agentcgroup.daemon.host.exits import ExitSource, ExitWatch
+from agentcgroup.daemon.host import kernel_events, processes
+from agentcgroup.daemon.host.exits import ExitWatch
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, usage_of
-from agentcgroup.daemon.host.kernel_events import KernelEvents
 from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
@@ -61,7 +60,7 @@ class LinuxHost:
 
     def __init__(
         self, config: Config, root: Cgroup, mount: Path, controllers: frozenset[str], capabilities: tuple[Capability, ...],
-        tier: Tier, events: KernelEvents | None = None,
+        tier: Tier, events: kernel_events.KernelEvents | None = None,
     ) -> None:  # fmt: skip
         """`root` is prepared (see host.prepare): `controllers` are enabled for its children. `events` are closed with it."""
         self._root = root
@@ -79,17 +78,16 @@ class LinuxHost:
         self._adopted: dict[str, str] = {}  # cgroup path, as in /proc/PID/cgroup, of a container -> session
         self._calls: dict[str, CallGroup] = {}
         self._call_session: dict[str, str] = {}
-        self._kernel_events = events
-        if events is not None and events.sees_our_pids:
-            self._exits = ExitWatch(source=ExitSource.KERNEL_EVENTS, drain=events.drain)
-            events.listen(self._exits.tell)
-        else:
-            self._exits = ExitWatch()
+        self._exits = ExitWatch()
         self._events = EventWatch()
         self._watched: dict[int, Callable[[], None]] = {}
         self._watch_of_call: dict[str, int] = {}
         self._listener: HostListener | None = None
         self._self = psutil.Process()
+        self._kernel_events = events
+        if events is not None and events.sees_our_pids:
+            self._exits.use_records(events.drain)
+            events.listen(self._exits.tell)
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._on_events)
 
     @property
@@ -129,9 +127,9 @@ class LinuxHost:
 
     def _enter(self, session: Session, group: SessionGroup) -> str:
         self._sessions[session.name] = group
+        self._protect_agents()
         if self._kernel_events is not None:
             self._kernel_events.open_books(group.cgroup)
-        self._protect_agents()
         if session.ends_with_agent or group.is_adopted:
             self._watch_agent(session.name, group)
         return self._relative(group.cgroup)
@@ -282,11 +280,11 @@ class LinuxHost:
         group = self._calls.pop(call_id, None)
         self._call_session.pop(call_id, None)
         watch_id = self._watch_of_call.pop(call_id, None)
+        if group is not None and self._kernel_events is not None:
+            self._kernel_events.close_books(group.cgroup.id)
         if watch_id is not None:
             self._watched.pop(watch_id, None)
             self._events.remove(watch_id)
-        if group is not None and self._kernel_events is not None:
-            self._kernel_events.close_books(group.cgroup.id)
         return group is None or group.remove()
 
     # ---- processes

@@ -153,7 +153,8 @@ async def test_a_record_of_the_kernel_is_the_status_though_nobody_reaps(start: S
         told.append(process.pid)
         exits.tell(process.pid, ExitStatus(exit_code=7))
 
-    exits = ExitWatch(source=ExitSource.KERNEL_EVENTS, reap_wait_s=60, drain=drain)
+    exits = ExitWatch(reap_wait_s=60)
+    exits.use_records(drain)
     pidfd = os.pidfd_open(process.pid)
     exits.watch(pidfd, ends.on_exit, ends.on_status)
     go(process)
