@@ -81,6 +81,7 @@ class Counters:
     sessions_opened: int = 0
     sessions_closed: int = 0
     leftover_processes: int = 0
+    kernel_events_lost: int = 0
     internal_errors: int = 0
     call_duration_s: dict[DeclaredClass, Histogram] = field(default_factory=_durations)
     call_peak_bytes: dict[DeclaredClass, Histogram] = field(default_factory=_peaks)
@@ -116,6 +117,10 @@ class Counters:
     def session_closed(self) -> None:
         self.sessions_closed += 1
 
+    def lose_kernel_events(self, events: int = 1) -> None:
+        """The kernel had no room for this many events (inotify queue, ring buffer)."""
+        self.kernel_events_lost += events
+
     def request_error(self, kind: Kind) -> None:
         """A request ended with RequestError of `kind`, on whichever socket."""
         self.request_errors[kind] += 1
@@ -134,6 +139,7 @@ class Counters:
             sessions_opened=self.sessions_opened,
             sessions_closed=self.sessions_closed,
             leftover_processes=self.leftover_processes,
+            kernel_events_lost=self.kernel_events_lost,
             internal_errors=self.internal_errors,
             call_duration_s={key: histogram.copy() for key, histogram in self.call_duration_s.items()},
             call_peak_bytes={key: histogram.copy() for key, histogram in self.call_peak_bytes.items()},

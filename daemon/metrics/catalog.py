@@ -30,6 +30,9 @@ from agentcgroup.daemon.model import (
 UNDECLARED: Final = "undeclared"
 NO_REASON: Final = "none"
 
+# Changes of cgroup files: what is not of the BPF programs.
+WATCH: Final = "watch"
+
 SESSION: Final = Label("session", source="name of a live session, at most `host.sessions_max`")
 VERSION: Final = Label("version", source="version of agentcgroupd, one for its life")
 KERNEL: Final = Label("kernel", source="release of the running kernel, one for its life")
@@ -48,7 +51,7 @@ REASON: Final = Label("reason", (NO_REASON, *Reason))
 KILL_REASON: Final = Label("reason", tuple(KillReason))
 DOOR: Final = Label("door", tuple(Door))
 ERROR_KIND: Final = Label("kind", tuple(Kind))
-EVENT_KIND: Final = Label("kind", EVENT_LOSSES)
+EVENT_KIND: Final = Label("kind", (*EVENT_LOSSES, WATCH))
 DROP_CAUSE: Final = Label("cause", tuple(DropCause))
 
 _NO_FIGURE: Final = "this kernel does not count it"
@@ -314,9 +317,9 @@ KERNEL_EVENTS_LOST: Final = counter(
     Group.DAEMON,
     "kernel_events_lost",
     "",
-    "Kernel events that did not reach the daemon: no room for a record of that kind, or for what it needs.",
+    "Kernel events that did not reach the daemon: no room for a record of that kind, or for what it needs; "
+    "`watch`: changes of cgroup files, whose state was read again.",
     (EVENT_KIND,),
-    "there are no kernel events",
 )
 
 # ---- history ------------------------------------------------------------------------------------------

@@ -328,7 +328,7 @@ def _daemon(snapshot: Snapshot, process: psutil.Process) -> Iterator[Metric]:
     yield _family(catalog.REQUEST_ERRORS, [((kind,), errors.get(kind, 0)) for kind in kinds])
     yield _one(catalog.INTERNAL_ERRORS, counters.internal_errors)
     yield _one(catalog.FEEDBACK_DROPPED, snapshot.feedback_dropped)
-    lost = snapshot.host.kernel_events_lost
+    lost = (*snapshot.host.kernel_events_lost, (catalog.WATCH, counters.kernel_events_lost))
     yield _family(catalog.KERNEL_EVENTS_LOST, [((kind,), count) for kind, count in lost])
 
 

@@ -41,5 +41,8 @@ def test_a_copy_does_not_move_with_the_original() -> None:
     copy = counters.copy()
     counters.placed(Door.LAUNCHER, 0.0004)
     counters.answer(Decision.REFUSED, Reason.HOST_MEMORY)
+    counters.lose_kernel_events(3)
     assert sum(copy.placement_s[Door.LAUNCHER].counts) == 1
     assert copy.answers[Decision.REFUSED, Reason.HOST_MEMORY] == 1
+    assert copy.kernel_events_lost == 0
+    assert counters.kernel_events_lost == 3
