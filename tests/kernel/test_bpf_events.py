@@ -147,9 +147,19 @@ def test_of_a_tree_that_is_killed_as_one_the_others_are_counted(daemon: RunningD
 
 
 def test_a_report_carries_the_time_that_memory_high_took(daemon: RunningDaemon) -> None:
-    options = ("--memory", "30M", "--memory-max", "200M", "--on-exceed", "throttle")
+    options = (
+        "--memory",
+        "30M",
+        "--memory-max",
+        "200M",
+        "--on-exceed",
+        "throttle",
+        "--throttle-limit",
+        "5s",
+    )
     report = report_of(daemon, TOUCH, "48", options=options)
-    assert report.verdict is Verdict.OK
+    # Kernels hold back for different times, some for longer than the limit.
+    assert report.verdict in (Verdict.OK, Verdict.THROTTLE_LIMIT)
     assert report.usage.memory_high_events and report.usage.memory_throttled_us
     with daemon.operator() as operator:
         usage = operator.session("bpf").usage
