@@ -57,7 +57,7 @@ build/.host-packages: Makefile
 	        musl-tools) command -v musl-gcc ;; gcc) command -v gcc ;; git) command -v git ;; \
 	        nodejs) command -v node ;; npm) command -v npm ;; python3-venv) python3 -c 'import venv, ensurepip' ;; \
 	        clang-19) command -v clang-19 || clang --version | grep -E 'version (1[5-9]|[2-9][0-9])' ;; llvm-19) command -v llvm-strip-19 || command -v llvm-strip ;; \
-	        libbpf-dev) [ -e /usr/include/bpf/bpf_helpers.h ] ;; libbpf1) ldconfig -p | grep -F libbpf.so.1 ;; \
+	        libbpf-dev) [ -e /usr/include/bpf/bpf_helpers.h ] ;; libbpf1) python3 -c 'import ctypes; ctypes.CDLL("libbpf.so.1")' ;; \
 	    esac >/dev/null 2>&1 || missing="$$missing $$package"; \
 	done; \
 	if [ -n "$$missing" ]; then \
