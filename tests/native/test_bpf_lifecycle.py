@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -237,6 +238,48 @@ def test_what_does_not_fit_into_the_ring_is_counted_by_kind(cgroup: Cgroup) -> N
     assert arrived[Exec] + lost["exec"] == books.execs == count
     assert arrived[Exit] + lost["exit"] == books.exits == count + 1
     assert lost["home"] == lost["arguments"] == lost["depth"] == 0
+
+
+def test_the_descriptor_is_readable_as_long_as_records_wait(cgroup: Cgroup) -> None:
+    with watching(cgroup) as seen:
+        assert select.select([seen.lifecycle], [], [], 0)[0] == []
+        run_in(cgroup, "/bin/true; /bin/true")
+        readable, _, _ = select.select([seen.lifecycle], [], [], 10)
+        assert readable == [seen.lifecycle]
+        assert seen.lifecycle.drain(at_most=2) == 2 and len(seen.records) == 2
+        assert select.select([seen.lifecycle], [], [], 0)[0], "the rest keeps it readable"
+        seen.drained()
+        assert select.select([seen.lifecycle], [], [], 0)[0] == []
+
+
+def test_a_record_that_cannot_be_handled_does_not_hold_up_the_next_ones(
+    cgroup: Cgroup, caplog: pytest.LogCaptureFixture
+) -> None:
+    handled = []
+
+    def receive(record: Record) -> None:
+        if isinstance(record, Fork):
+            raise RuntimeError("of all things, a fork")
+        handled.append(record)
+
+    lifecycle = Lifecycle(receive)
+    lifecycle.open_account(cgroup.id)
+    try:
+        run_in(cgroup, "/bin/true; :")
+        lifecycle.drain()
+    finally:
+        lifecycle.close()
+    assert [type(record) for record in handled] == [Arrival, Exec, Exit, Exit]
+    assert "of all things, a fork" in caplog.text
+
+
+def test_closed_programs_say_so_and_close_twice(cgroup: Cgroup) -> None:
+    with watching(cgroup) as seen:
+        seen.lifecycle.close()
+        seen.lifecycle.close()
+        with pytest.raises(ValueError, match="closed"):
+            seen.lifecycle.drain()
+        assert seen.lifecycle.attached == ()
 
 
 def test_a_cgroup_deeper_than_is_walked_is_counted_as_a_loss(cgroup: Cgroup) -> None:
