@@ -188,6 +188,9 @@ class CpuScheduler(Programs):
         )
         self._classes = self.hash_map("latency_classes", _Class)
 
+    def __enter__(self) -> "CpuScheduler":
+        return self
+
     def attach_scheduler(self, mode: SchedulerMode) -> None:
         """From now on tasks are scheduled by it. Raises BpfError."""
         library = libbpf.library()

@@ -101,7 +101,7 @@ async def test_a_failed_attachment_is_tried_again() -> None:
     heard: asyncio.Queue[SchedulerStatus] = asyncio.Queue()
     keeper = SchedulerKeeper(SchedulerMode.PARTIAL, kernel.load, heard.put_nowait)
     keeper.start()
-    assert keeper.status.state is SchedulerState.WAITING
+    await becomes(heard, SchedulerState.WAITING)
     kernel.refusal = None
     await becomes(heard, SchedulerState.ATTACHED)
     await keeper.stop()
