@@ -26,6 +26,7 @@ BUILD: Final = ROOT / "build" / "test"
 KERNELS: Final = ("6.12", "7.3")
 # One between them, on which only what depends on the kernel's BPF is run: types and functions differ by release.
 BPF_KERNEL: Final = "6.18"
+BPF_TESTS: Final = ("test_bpf_*.py", "test_scheduler*.py")
 # What needs systemd, Docker and Prometheus is tested on one.
 E2E_KERNEL: Final = "7.3"
 GUEST_TIMEOUT_S: Final = 1500
@@ -106,7 +107,8 @@ def run_in_guest(kernel: str, extra: list[str], *, only_bpf: bool = False) -> Co
     shutil.rmtree(out, ignore_errors=True)
     tests = ["tests/kernel", "tests/e2e"] if kernel == E2E_KERNEL else ["tests/kernel"]
     if only_bpf:
-        tests = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/kernel/test_bpf_*.py"))
+        found = [path for pattern in BPF_TESTS for path in ROOT.glob(f"tests/kernel/{pattern}")]
+        tests = sorted(str(path.relative_to(ROOT)) for path in found)
     pytest = [
         "/opt/agentcgroup/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider",
         "-c", f"/mnt/share/{_SHARE}/pyproject.toml", f"--rootdir=/mnt/share/{_SHARE}",
