@@ -13,6 +13,7 @@ PYTHON  ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
 PROTOS  := $(wildcard $(PACKAGE)/proto/v1/*.proto)
 STUBS   := $(PROTOS:.proto=_pb2.py)
 LAUNCHER := $(PACKAGE)/client/launcher/agentcg
+PROGRAMS := $(patsubst %.c,%.o,$(wildcard $(PACKAGE)/bpf/*.bpf.c))
 
 .PHONY: help
 help: ## List the targets
@@ -21,7 +22,7 @@ help: ## List the targets
 ## ---- generated code ------------------------------------------------------------------------------------------------
 
 .PHONY: generate
-generate: $(PACKAGE)/proto/v1/.generated ## Generate the gRPC code from proto/
+generate: $(PACKAGE)/proto/v1/.generated $(PROGRAMS) ## Generate the gRPC code from proto/, compile the BPF programs of bpf/
 
 $(PACKAGE)/proto/v1/.generated: $(PROTOS)
 	PATH="$$(dirname "$$(command -v $(PYTHON))"):$$PATH" $(PYTHON) -m grpc_tools.protoc -I agentcgroup/proto=$(PACKAGE)/proto -I $$($(PYTHON) -c \
@@ -29,6 +30,9 @@ $(PACKAGE)/proto/v1/.generated: $(PROTOS)
 	    --python_out=src --grpc_python_out=src --mypy_out=quiet:src --mypy_grpc_out=quiet:src \
 	    $(patsubst $(PACKAGE)/%,agentcgroup/%,$(PROTOS))
 	@touch $@
+
+$(PACKAGE)/bpf/%.bpf.o: $(PACKAGE)/bpf/%.bpf.c $(wildcard $(PACKAGE)/bpf/*.h) $(PACKAGE)/bpf/Makefile
+	@$(MAKE) --no-print-directory -C $(PACKAGE)/bpf $(@F)
 
 .PHONY: launcher
 launcher: $(LAUNCHER) ## Build the native launcher, a static program
@@ -43,14 +47,17 @@ $(LAUNCHER): $(wildcard $(PACKAGE)/client/launcher/*.c $(PACKAGE)/client/launche
 .PHONY: setup
 setup: $(VENV)/.ready generate launcher ## Make the virtual environment and build what is generated
 
-# What Debian has to bring: musl for a launcher that runs in any image, a C compiler, node for the protobuf linter.
-HOST_PACKAGES := musl-tools gcc git python3-venv nodejs npm
+# What Debian has to bring: musl for a launcher that runs in any image, a C compiler, node for the protobuf linter, clang
+# and libbpf's headers for the BPF programs, libbpf to load them.
+HOST_PACKAGES := musl-tools gcc git python3-venv nodejs npm clang-19 llvm-19 libbpf-dev libbpf1
 
 build/.host-packages: Makefile
 	@missing=""; for package in $(HOST_PACKAGES); do \
 	    case $$package in \
 	        musl-tools) command -v musl-gcc ;; gcc) command -v gcc ;; git) command -v git ;; \
 	        nodejs) command -v node ;; npm) command -v npm ;; python3-venv) python3 -c 'import venv, ensurepip' ;; \
+	        clang-19) command -v clang-19 || clang --version | grep -E 'version (1[5-9]|[2-9][0-9])' ;; llvm-19) command -v llvm-strip-19 || command -v llvm-strip ;; \
+	        libbpf-dev) [ -e /usr/include/bpf/bpf_helpers.h ] ;; libbpf1) python3 -c 'import ctypes; ctypes.CDLL("libbpf.so.1")' ;; \
 	    esac >/dev/null 2>&1 || missing="$$missing $$package"; \
 	done; \
 	if [ -n "$$missing" ]; then \
@@ -102,6 +109,13 @@ format: setup ## Format the sources
 bench-launch: setup ## Measure what a call costs, against fork+exec and systemd-run: JSON under build/bench
 	@$(VENV)/bin/python -m bench.launch $(ARGS)
 
+.PHONY: bpf-stats
+bpf-stats: setup ## Print the verifier's figures of every BPF program, here or in the guest (KERNEL=7.3), JSON under build/bpf-stats
+	@if [ -n "$(KERNEL)" ]; then \
+	    vm/run --kernel $(KERNEL) --share bench --out build/bpf-stats/$(KERNEL) -- \
+	        /opt/agentcgroup/bin/python /mnt/share/bench/bpf_stats.py --out /mnt/out/figures.json; \
+	else $(VENV)/bin/python -m bench.bpf_stats --out build/bpf-stats/here/figures.json; fi
+
 ## ---- documentation and packages ------------------------------------------------------------------------------------
 
 .PHONY: docs
@@ -114,7 +128,7 @@ dist: setup ## Build sdist and wheel in dist/
 
 .PHONY: clean
 clean: ## Remove everything that is built here, the guest's cache excepted
-	rm -rf build dist $(VENV) src/*.egg-info $(LAUNCHER) $(PACKAGE)/proto/v1/.generated $(PACKAGE)/proto/v1/*_pb2*
+	rm -rf build dist $(VENV) src/*.egg-info $(LAUNCHER) $(PACKAGE)/proto/v1/.generated $(PACKAGE)/proto/v1/*_pb2* $(PACKAGE)/bpf/*.bpf.o
 
 .PHONY: clean-vm
 clean-vm: ## Remove the guest's images and kernels

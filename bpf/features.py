@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from agentcgroup.bpf import libbpf as loader
+
 __all__ = [
     "BpfFact",
+    "attachable",
     "fentry",
     "libbpf",
     "lsm",
@@ -35,6 +38,12 @@ _PROG_TYPE_RAW_TRACEPOINT: Final = 17
 _PROG_TYPE_TRACING: Final = 26
 _ATTACH_TRACE_RAW_TP: Final = 23
 _ATTACH_TRACE_FENTRY: Final = 24
+_ATTACH_TRACE_FEXIT: Final = 25
+_ATTACH_OF_SECTION: Final = {
+    "tp_btf": _ATTACH_TRACE_RAW_TP,
+    "fentry": _ATTACH_TRACE_FENTRY,
+    "fexit": _ATTACH_TRACE_FEXIT,
+}
 
 # r0 = 0; exit.
 _RETURN_ZERO: Final = bytes.fromhex("b700000000000000 9500000000000000")
@@ -146,36 +155,18 @@ def type_information(path: Path = Path("/sys/kernel/btf/vmlinux")) -> BpfFact:
     return BpfFact(True, f"{path}, {size >> 10} KiB")
 
 
-def _load_libbpf() -> ctypes.CDLL:
-    library = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    # It would explain on stderr what we ask only in order to know.
-    library.libbpf_set_print(None)
-    return library
-
-
 def libbpf() -> BpfFact:
     """Whether libbpf.so.1 can be loaded, and which release it is."""
     try:
-        library = _load_libbpf()
-        library.libbpf_version_string.restype = ctypes.c_char_p
-        version: bytes = library.libbpf_version_string()
+        version = loader.version()
     except (OSError, AttributeError) as error:
         return BpfFact(False, str(error))
-    return BpfFact(True, f"libbpf.so.1, {version.decode(errors='replace')}")
-
-
-def _vmlinux_id(name: str, attach_type: int) -> int:
-    """The BTF id of what a tracing program of `attach_type` attaches to. Raises OSError."""
-    library = _load_libbpf()
-    found: int = library.libbpf_find_vmlinux_btf_id(name.encode(), ctypes.c_int(attach_type))
-    if found <= 0:
-        raise OSError(-found, f"{name} is not in the kernel's type information")
-    return found
+    return BpfFact(True, f"libbpf.so.1, {version}")
 
 
 def _try_tracing(what: str, name: str, attach_type: int) -> BpfFact:
     try:
-        btf_id = _vmlinux_id(name, attach_type)
+        btf_id = loader.attach_target_id(name, attach_type)
     except OSError as error:
         # A library that cannot be loaded is an OSError without an errno.
         return BpfFact(False, f"{what}: {error.strerror or error}")
@@ -190,6 +181,18 @@ def tracing() -> BpfFact:
 def fentry() -> BpfFact:
     """Whether a program on the entry of a kernel function loads: what sees memory being charged."""
     return _try_tracing("fentry/page_counter_try_charge", "page_counter_try_charge", _ATTACH_TRACE_FENTRY)
+
+
+def attachable(section: str) -> BpfFact:
+    """Whether a program for `section`, like "fentry/oom_kill_process", loads on this kernel.
+
+    Other sections than tp_btf, fentry and fexit are taken to be attachable: their load tells.
+    """
+    kind, _, name = section.partition("/")
+    attach_type = _ATTACH_OF_SECTION.get(kind)
+    if attach_type is None:
+        return BpfFact(True, f"{section} is not tried beforehand")
+    return _try_tracing(section, name, attach_type)
 
 
 def ring_buffer() -> BpfFact:

@@ -120,6 +120,12 @@ class Usage:
     cpu_stall_us: int | None = None
     io_read_bytes: int | None = None
     io_write_bytes: int | None = None
+    # From kernel events: time that memory.high held threads back, added up; processes that ever ran in it; those forked in
+    # it; the longest life of one of these that has ended.
+    memory_throttled_us: int | None = None
+    processes: int | None = None
+    forks: int | None = None
+    longest_child_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", action="store_true", help="with --check-host or --check-config: print JSON"
     )
+    parser.add_argument(
+        "--no-bpf", action="store_true", help="load no BPF programs, whatever bpf.enabled says"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say every action, do none")
     parser.add_argument(
         "--log-level", choices=["debug", "info", "warning", "error"], help="overrides daemon.log_level"
@@ -70,7 +73,8 @@ def _load(arguments: argparse.Namespace) -> configuration.Config:
         daemon = msgspec.structs.replace(daemon, dry_run=True)
     if arguments.log_level:
         daemon = msgspec.structs.replace(daemon, log_level=arguments.log_level)
-    return msgspec.structs.replace(config, daemon=daemon)
+    bpf = msgspec.structs.replace(config.bpf, enabled="off") if arguments.no_bpf else config.bpf
+    return msgspec.structs.replace(config, daemon=daemon, bpf=bpf)
 
 
 def _serve(config: configuration.Config) -> int:

@@ -23,6 +23,7 @@ from agentcgroup.daemon.history import open_history
 from agentcgroup.daemon.host import capabilities, systemd
 from agentcgroup.daemon.host.docker import DockerFollower
 from agentcgroup.daemon.host.dry import DryRunHost
+from agentcgroup.daemon.host.kernel_events import open_kernel_events
 from agentcgroup.daemon.host.linux import LinuxHost
 from agentcgroup.daemon.host.prepare import HostUnfit, limit_root, prepare, sweep
 from agentcgroup.daemon.metrics.endpoint import MetricsEndpoint
@@ -75,7 +76,13 @@ def _raise_descriptor_limit() -> None:
 async def _host(config: Config) -> AsyncIterator[Host]:
     ground = prepare(config)
     found = capabilities.probe(Path(ground.root.path))
-    host = LinuxHost(config, ground.root, ground.mount, ground.controllers, found, capabilities.tier(found))
+    if config.bpf.enabled == "off":
+        found = capabilities.without_bpf(
+            found, "switched off: bpf.enabled in the configuration, or --no-bpf"
+        )
+    events = open_kernel_events(config, found, ground.root)
+    tier = capabilities.tier(found)
+    host = LinuxHost(config, ground.root, ground.mount, ground.controllers, found, tier, events)
     try:
         if config.daemon.dry_run:
             yield DryRunHost(host)

@@ -57,6 +57,14 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unenforced: str = "refuse"
 
 
+class BpfConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # Programs in the kernel that see fork, exec, exit, out-of-memory and throttling: "auto" where they work, "on" or refuse
+    # to start, "off".
+    enabled: str = "auto"
+    # What waits for the daemon at most; what comes on top is lost and counted.
+    ring: SizeBytes = 1 << 20
+
+
 class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Defaults of a session's budget."""
 
@@ -111,6 +119,7 @@ class DockerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     daemon: DaemonConfig = DaemonConfig()
     host: HostConfig = HostConfig()
+    bpf: BpfConfig = BpfConfig()
     session: SessionConfig = SessionConfig()
     call: CallConfig = CallConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -155,6 +164,11 @@ def _check_values(config: Config, source: str) -> None:
             "daemon.log_level is debug, info, warning or error",
         ),
         (host.unenforced in ("run", "refuse"), "host.unenforced is 'run' or 'refuse'"),
+        (config.bpf.enabled in ("auto", "on", "off"), "bpf.enabled is 'auto', 'on' or 'off'"),
+        (
+            config.bpf.ring >= 4096 and config.bpf.ring & (config.bpf.ring - 1) == 0,
+            "bpf.ring is a power of two from 4K on, like 1M",
+        ),
         (
             session.agent_memory < session.memory,
             "session.agent_memory must be less than session.memory, which it is part of",

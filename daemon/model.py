@@ -146,6 +146,24 @@ class Usage:
     cpu_stall_us: int | None = None
     io_read_bytes: int | None = None
     io_write_bytes: int | None = None
+    # From the kernel's events, which a host may not have. Time in which memory.high held threads back, added up over
+    # threads; processes that ever ran in it, those forked in it, and the longest life of one of these that has ended.
+    memory_throttled_us: int | None = None
+    processes: int | None = None
+    forks: int | None = None
+    longest_child_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OomVictim:
+    """The first process of a call that the kernel chose when memory ran out, and whose allocation it was chosen for."""
+
+    pid: int
+    command: str
+    trigger_pid: int
+    trigger_command: str
+    anonymous_bytes: int | None = None
+    count: int = 1  # how many processes of the call were killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +177,7 @@ class OomCounters:
     call_oom_kill: int | None = None
     call_oom_local: int | None = None
     session_oom_local: int | None = None  # parent calls, calls/ and the session together
+    victim: OomVictim | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,3 +341,5 @@ class HostStatus:
     cgroup_root: str
     daemon_usage: Usage
     daemon_rss_bytes: int
+    # Kernel events that did not reach the daemon, by cause; empty where there are none to lose.
+    kernel_events_lost: tuple[tuple[str, int], ...] = ()

@@ -127,6 +127,9 @@ class Host(Protocol):
     def daemon_usage(self) -> tuple[Usage, int]:
         """CPU and memory of this process, and its RSS in bytes."""
 
+    def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
+        """What the kernel had to tell and could not, by cause, since the start; empty where it tells nothing."""
+
 
 class Doors(Protocol):
     """The sockets of a session."""

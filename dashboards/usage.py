@@ -163,23 +163,33 @@ SESSIONS_ROW: Final = Row(
             ),
         ),
         Panel(
-            "Held back by a CPU cap",
-            "Time per second in which cpu.max kept tasks of the session waiting; several CPUs add up.",
+            "Held back by a limit",
+            "Time per second in which cpu.max kept tasks waiting, or memory.high held threads back; they add up.",
             Kind.TIMESERIES,
             "percentunit",
             (
                 Query(
                     f"rate(agentcgroup_session_cpu_throttled_seconds_total{{{SESSION}}}[$__rate_interval])",
-                    "{{session}}",
+                    "{{session}} CPU cap",
+                ),
+                Query(
+                    f"rate(agentcgroup_session_memory_throttled_seconds_total{{{SESSION}}}[$__rate_interval])",
+                    "{{session}} memory.high",
                 ),
             ),
         ),
         Panel(
             "Processes",
-            "Processes and threads in each session.",
+            "Processes and threads in each session, and processes forked per second.",
             Kind.TIMESERIES,
             "short",
-            (Query(f"agentcgroup_session_pids{{{SESSION}}}", "{{session}}"),),
+            (
+                Query(f"agentcgroup_session_pids{{{SESSION}}}", "{{session}}"),
+                Query(
+                    f"rate(agentcgroup_session_forks_total{{{SESSION}}}[$__rate_interval])",
+                    "{{session}} forks/s",
+                ),
+            ),
         ),
         Panel(
             "Live calls",

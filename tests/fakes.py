@@ -116,6 +116,9 @@ class FakeHost:
         for pidfd in list(self._watched):
             self.forget_process(pidfd)
 
+    def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
+        return (("exit", 0),)
+
     # ---- sessions
 
     def open_session(self, session: Session) -> str:

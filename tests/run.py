@@ -24,6 +24,9 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 BUILD: Final = ROOT / "build" / "test"
 # The kernels on which the guest's part runs: the oldest supported one and the newest.
 KERNELS: Final = ("6.12", "7.3")
+# One between them, on which only what depends on the kernel's BPF is run: types and functions differ by release.
+BPF_KERNEL: Final = "6.18"
+BPF_TESTS: Final = ("test_bpf_*.py", "test_scheduler*.py")
 # What needs systemd, Docker and Prometheus is tested on one.
 E2E_KERNEL: Final = "7.3"
 GUEST_TIMEOUT_S: Final = 1500
@@ -99,14 +102,17 @@ def _share() -> Path:
     return share
 
 
-def run_in_guest(kernel: str, extra: list[str]) -> Count:
+def run_in_guest(kernel: str, extra: list[str], *, only_bpf: bool = False) -> Count:
     out = BUILD / f"guest-{kernel}"
     shutil.rmtree(out, ignore_errors=True)
-    folders = ["tests/kernel", "tests/e2e"] if kernel == E2E_KERNEL else ["tests/kernel"]
+    tests = ["tests/kernel", "tests/e2e"] if kernel == E2E_KERNEL else ["tests/kernel"]
+    if only_bpf:
+        found = [path for pattern in BPF_TESTS for path in ROOT.glob(f"tests/kernel/{pattern}")]
+        tests = sorted(str(path.relative_to(ROOT)) for path in found)
     pytest = [
         "/opt/agentcgroup/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider",
         "-c", f"/mnt/share/{_SHARE}/pyproject.toml", f"--rootdir=/mnt/share/{_SHARE}",
-        "--junitxml=/mnt/out/junit.xml", *(f"/mnt/share/{_SHARE}/{folder}" for folder in folders), *extra,
+        "--junitxml=/mnt/out/junit.xml", *(f"/mnt/share/{_SHARE}/{test}" for test in tests), *extra,
     ]  # fmt: skip
     command = [
         str(ROOT / "vm" / "run"), "--kernel", kernel, "--timeout", str(GUEST_TIMEOUT_S),
@@ -141,6 +147,10 @@ def main() -> int:
             print(f"== guest: Linux {kernel}", flush=True)
             began = time.monotonic()
             stage(f"guest {kernel}", run_in_guest(kernel, arguments.pytest), began)
+        if not arguments.kernel:
+            print(f"== guest: Linux {BPF_KERNEL}, BPF only", flush=True)
+            began = time.monotonic()
+            stage(f"guest {BPF_KERNEL}", run_in_guest(BPF_KERNEL, arguments.pytest, only_bpf=True), began)
 
     print()
     for name, total, seconds in stages:

@@ -18,7 +18,7 @@ from agentcgroup.client.cli.output import (
     size,
 )
 from agentcgroup.client.cli.statuses import ExitStatus
-from agentcgroup.client.values import Call, Decision, Report
+from agentcgroup.client.values import Call, Decision, Report, Usage
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -127,6 +127,13 @@ def _tree(arguments: argparse.Namespace) -> int:
     return ExitStatus.OK
 
 
+def _processes(usage: Usage) -> str:
+    if usage.processes is None:
+        return ""
+    longest = f", the longest for {cpu_time(usage.longest_child_us)}" if usage.longest_child_us else ""
+    return f"{usage.processes}, {count(usage.forks)} of them forked in the call{longest}"
+
+
 def report_facts(report: Report) -> list[tuple[str, str]]:
     """What `call show`, `call kill` and the history tell of a call's end."""
     usage = report.usage
@@ -140,6 +147,8 @@ def report_facts(report: Report) -> list[tuple[str, str]]:
         ("ran", f"{duration(report.duration_ms)}, ended {clock(report.ended_at)}"),
         ("peak memory", size(usage.memory_peak_bytes)),
         ("CPU time", cpu_time(usage.cpu_usage_us)),
+        ("held for memory", cpu_time(usage.memory_throttled_us) if usage.memory_throttled_us else ""),
+        ("processes", _processes(usage)),
         (
             "left behind",
             f"{report.leftover_processes} processes, killed" if report.leftover_processes else "",

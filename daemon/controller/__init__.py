@@ -57,6 +57,7 @@ class Controller(Sessions):
             cgroup_root=self._host.cgroup_root,
             daemon_usage=usage,
             daemon_rss_bytes=rss_bytes,
+            kernel_events_lost=self._host.kernel_events_lost(),
         )
 
 

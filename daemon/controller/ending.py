@@ -13,6 +13,7 @@ from agentcgroup.daemon.model import (
     KillReason,
     Level,
     OomCounters,
+    OomVictim,
     Report,
     ToolCall,
     Usage,
@@ -109,7 +110,7 @@ class Endings(Core):
         call.state = CallState.ENDED
         lineage = self._ledger.lineage(call)
         self._ledger.remove_call(call)
-        report = self._worded(call, verdict, usage)
+        report = self._worded(call, verdict, usage, oom.victim)
         call.report = report
         self._history.record(HistoryEntry(report, call.intent, call.limits, call.decision, call.parent_id))
         self.counters.call_ended(report, session.priority, call.intent.cpu_class)
@@ -124,7 +125,9 @@ class Endings(Core):
             report=report,
         )
 
-    def _worded(self, call: ToolCall, verdict: Verdict, usage: Usage) -> Report:
+    def _worded(
+        self, call: ToolCall, verdict: Verdict, usage: Usage, victim: OomVictim | None = None
+    ) -> Report:
         session = self._ledger.session(call.session)
         ended_at_ns = self._clock.now_ns()
         began_ns = call.started_at_ns if call.started_at_ns is not None else call.declared_at_ns
@@ -137,6 +140,7 @@ class Endings(Core):
                 limits=call.limits,
                 duration_ms=duration_ms,
                 leftover_processes=call.leftover_processes,
+                victim=victim,
                 kill_note=call.kill_note,
                 memory_grantable_bytes=admission.memory_available_bytes(
                     self._session_view(session), self._host_view()

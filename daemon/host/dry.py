@@ -76,6 +76,9 @@ class DryRunHost:
     def daemon_usage(self) -> tuple[Usage, int]:
         return self._real.daemon_usage()
 
+    def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
+        return ()
+
     def session_usage(self, session: str) -> Usage:
         return Usage()
 

@@ -4,9 +4,11 @@ All watched pidfds hang in one epoll descriptor, and that one hangs in the loop:
 call and no entry in the loop's selector, and nothing at all runs while nothing ends.
 
 A pidfd becomes readable (EPOLLIN) when the last thread of the process has ended, and hangs up (EPOLLHUP,
-kernel 6.9) when its parent has reaped it (pidfd_open(2)). How it ended is told by one of three sources,
+kernel 6.9) when its parent has reaped it (pidfd_open(2)). How it ended is told by one of four sources,
 chosen by trying, never by version:
 
+* ``KERNEL_EVENTS``: the exit record of our BPF programs, told by `tell`. It comes before the pidfd becomes
+  readable, so the status needs no parent that reaps. One that was lost is asked of the other sources.
 * ``PIDFD_INFO``: ioctl PIDFD_GET_INFO with PIDFD_INFO_EXIT (kernel 6.15). The kernel keeps the status with
   the pidfd from the moment of reaping, so it cannot be missed.
 * ``PROC_CONNECTOR``: exit messages of the whole host, thinned in the kernel; see :mod:`.proc_connector`. It
@@ -47,6 +49,7 @@ _BATCH: Final = 128
 class ExitSource(StrEnum):
     """Who tells how a process ended."""
 
+    KERNEL_EVENTS = "kernel_events"
     PIDFD_INFO = "pidfd_info"
     PROC_CONNECTOR = "proc_connector"
     ZOMBIE = "zombie"
@@ -157,7 +160,7 @@ class _Watched:
     pidfd: int
     on_exit: Callable[[], None]
     on_status: Callable[[ExitStatus], None]
-    # Known only where the connector is the source: it names processes by pid.
+    # Known only where the source names processes by pid: the connector and the BPF programs.
     pid: int | None = None
     registered: bool = True
     ended: bool = False
@@ -182,7 +185,8 @@ class ExitWatch:
     ) -> None:
         """`loop`: default is the running one. `source`: default is what `probe_exit_source` finds."""
         self._loop = loop or asyncio.get_running_loop()
-        self.source: Final = source or probe_exit_source()
+        self.source = source or probe_exit_source()
+        self._drain: Callable[[], None] | None = None
         self._reap_wait_s = reap_wait_s
         self._watched: dict[int, _Watched] = {}
         self._by_pid: dict[int, _Watched] = {}
@@ -207,11 +211,32 @@ class ExitWatch:
         watched = _Watched(pidfd, on_exit, on_status)
         if self.source is ExitSource.PROC_CONNECTOR:
             self._listen()
+        if self.source in (ExitSource.PROC_CONNECTOR, ExitSource.KERNEL_EVENTS):
             watched.pid = pid_of(pidfd)
         self._epoll.register(pidfd, select.EPOLLIN)
         self._watched[pidfd] = watched
         if watched.pid is not None:
             self._by_pid[watched.pid] = watched
+
+    def use_records(self, drain: Callable[[], None]) -> None:
+        """From now on, before the first watch, the status is what `tell` is told. `drain` brings waiting records to it."""
+        if self._watched:
+            raise ValueError("the source of statuses is chosen before the first watch")
+        self.source = ExitSource.KERNEL_EVENTS
+        self._drain = drain
+
+    def tell(self, pid: int, status: ExitStatus) -> None:
+        """The kernel says how `pid` ended. One that is not watched is no error.
+
+        The record precedes the end of the pidfd's wait, and a watched process that is not reaped keeps its pid, so the
+        pid means the process that is watched under it. The callbacks come when the pidfd says so, too.
+        """
+        watched = self._by_pid.get(pid)
+        if watched is None:
+            return
+        watched.status = status
+        if watched.ended:
+            self._finish(watched, status)
 
     def forget(self, pidfd: int) -> None:
         """Stop watching; none of the callbacks comes any more. An unknown descriptor is no error."""
@@ -261,6 +286,8 @@ class ExitWatch:
 
     def _on_events(self) -> None:
         events = self._epoll.poll(0, _BATCH)
+        if self._drain is not None:
+            self._drain()
         connector = self._connector
         # Looked up before any callback runs: a callback may forget one pidfd of this batch and watch another
         # process under the same number.
@@ -281,7 +308,11 @@ class ExitWatch:
             # Readable it stays for good; from here on only the hang-up, which is always reported, is of
             # interest.
             self._epoll.modify(watched.pidfd, 0)
-            if self.source is not ExitSource.PIDFD_INFO and self._connector is None:
+            if (
+                watched.status is None
+                and self.source is not ExitSource.PIDFD_INFO
+                and self._connector is None
+            ):
                 # Nobody else will tell: be quicker than the parent, if it is not waiting already.
                 watched.status = zombie_status(watched.pidfd)
             if not is_reaped and watched.status is None:
@@ -296,6 +327,9 @@ class ExitWatch:
 
     def _on_reaped(self, watched: _Watched) -> None:
         if self.source is ExitSource.PIDFD_INFO:
+            self._finish(watched, _reaped_status(watched.pidfd) or ExitStatus())
+        elif self.source is ExitSource.KERNEL_EVENTS:
+            # Its record was lost; the kernel may have kept the status with the pidfd.
             self._finish(watched, _reaped_status(watched.pidfd) or ExitStatus())
         elif watched.pid is None or self._connector is None:
             self._finish(watched, ExitStatus())

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ from agentcgroup.cgroups.membership import cgroup_of
 from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.host import processes
+from agentcgroup.daemon.host import kernel_events, processes
 from agentcgroup.daemon.host.exits import ExitWatch
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, usage_of
 from agentcgroup.daemon.host.pidfd import cgroup_id
@@ -60,9 +61,9 @@ class LinuxHost:
 
     def __init__(
         self, config: Config, root: Cgroup, mount: Path, controllers: frozenset[str], capabilities: tuple[Capability, ...],
-        tier: Tier,
+        tier: Tier, events: kernel_events.KernelEvents | None = None,
     ) -> None:  # fmt: skip
-        """`root` is prepared (see host.prepare): `controllers` are enabled for its children."""
+        """`root` is prepared (see host.prepare): `controllers` are enabled for its children. `events` are closed with it."""
         self._root = root
         self._mount = os.fspath(mount)
         self._controllers = controllers
@@ -86,6 +87,10 @@ class LinuxHost:
         self._watch_of_call: dict[str, int] = {}
         self._listener: HostListener | None = None
         self._self = psutil.Process()
+        self._kernel_events = events
+        if events is not None and events.sees_our_pids:
+            self._exits.use_records(events.drain)
+            events.listen(self._exits.tell)
         asyncio.get_running_loop().add_reader(self._events.fileno(), self._on_events)
 
     @property
@@ -103,6 +108,8 @@ class LinuxHost:
         asyncio.get_running_loop().remove_reader(self._events.fileno())
         self._events.close()
         self._exits.close()
+        if self._kernel_events is not None:
+            self._kernel_events.close()
         for group in self._sessions.values():
             group.close()
         self._root.close()
@@ -125,6 +132,8 @@ class LinuxHost:
         self._sessions[session.name] = group
         self._homes[group.agent.id] = Location(session.name)
         self._protect_agents()
+        if self._kernel_events is not None:
+            self._kernel_events.open_books(group.cgroup)
         if session.ends_with_agent or group.is_adopted:
             self._watch_agent(session.name, group)
         return self._relative(group.cgroup)
@@ -168,7 +177,11 @@ class LinuxHost:
 
     def session_usage(self, session: str) -> Usage:
         group = self._sessions.get(session)
-        return usage_of(group.cgroup) if group else Usage()
+        return self._usage(group.cgroup) if group else Usage()
+
+    def _usage(self, cgroup: Cgroup) -> Usage:
+        usage = usage_of(cgroup)
+        return usage if self._kernel_events is None else self._kernel_events.with_books(usage, cgroup.id)
 
     def freeze_session(self, session: str, frozen: bool, include_agent: bool) -> None:
         with _kernel(f"{'freezing' if frozen else 'thawing'} session {session}"):
@@ -188,6 +201,8 @@ class LinuxHost:
             log.warning(
                 "session %s: %s cannot be removed: processes in it do not die", session, group.cgroup.path
             )
+        if self._kernel_events is not None:
+            self._kernel_events.close_books(group.cgroup.id)
         group.close()
         self._protect_agents()
 
@@ -199,6 +214,8 @@ class LinuxHost:
             inside = parent.split() if parent else self._sessions[call.session].calls
             group = CallGroup(inside.create_child(call.id), parent, self._controllers)
             self._calls[call.id] = group
+            if self._kernel_events is not None:
+                self._kernel_events.open_books(group.cgroup)
             self._call_session[call.id] = call.session
             self._homes[group.cgroup.id] = Location(call.session, call.id)
             group.apply(call.limits)
@@ -245,12 +262,17 @@ class LinuxHost:
 
     def call_usage(self, call_id: str) -> Usage:
         group = self._calls.get(call_id)
-        return usage_of(group.cgroup) if group else Usage()
+        return self._usage(group.cgroup) if group else Usage()
 
     def oom_counters(self, call_id: str) -> OomCounters:
         group = self._calls.get(call_id)
         session = self._sessions.get(self._call_session.get(call_id, ""))
-        return group.oom_counters(session) if group and session else OomCounters()
+        if group is None or session is None:
+            return OomCounters()
+        counters = group.oom_counters(session)
+        if self._kernel_events is None:
+            return counters
+        return replace(counters, victim=self._kernel_events.victim(group.cgroup.id))
 
     def kill_call(self, call_id: str) -> int:
         group = self._calls.get(call_id)
@@ -264,6 +286,8 @@ class LinuxHost:
         group = self._calls.pop(call_id, None)
         self._call_session.pop(call_id, None)
         watch_id = self._watch_of_call.pop(call_id, None)
+        if group is not None and self._kernel_events is not None:
+            self._kernel_events.close_books(group.cgroup.id)
         if watch_id is not None:
             self._watched.pop(watch_id, None)
             self._events.remove(watch_id)
@@ -330,6 +354,9 @@ class LinuxHost:
         return Usage(
             cpu_usage_us=user_us + system_us, cpu_user_us=user_us, cpu_system_us=system_us
         ), rss_bytes
+
+    def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
+        return () if self._kernel_events is None else self._kernel_events.lost()
 
     # ---- events
 

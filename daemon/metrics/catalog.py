@@ -12,6 +12,7 @@ from agentcgroup.daemon.counters import Door
 from agentcgroup.daemon.errors import Kind
 from agentcgroup.daemon.history import DropCause
 from agentcgroup.daemon.host.capabilities import NAMES as CAPABILITY_NAMES
+from agentcgroup.daemon.host.kernel_events import LOSSES as EVENT_LOSSES
 from agentcgroup.daemon.metrics.metric import Group, Label, Metric, counter, gauge, histogram
 from agentcgroup.daemon.model import (
     CallState,
@@ -28,6 +29,9 @@ from agentcgroup.daemon.model import (
 # Stands for "the caller declared none" and "no reason: granted as asked".
 UNDECLARED: Final = "undeclared"
 NO_REASON: Final = "none"
+
+# Changes of cgroup files: what is not of the BPF programs.
+WATCH: Final = "watch"
 
 SESSION: Final = Label("session", source="name of a live session, at most `host.sessions_max`")
 VERSION: Final = Label("version", source="version of agentcgroupd, one for its life")
@@ -47,9 +51,11 @@ REASON: Final = Label("reason", (NO_REASON, *Reason))
 KILL_REASON: Final = Label("reason", tuple(KillReason))
 DOOR: Final = Label("door", tuple(Door))
 ERROR_KIND: Final = Label("kind", tuple(Kind))
+EVENT_KIND: Final = Label("kind", (*EVENT_LOSSES, WATCH))
 DROP_CAUSE: Final = Label("cause", tuple(DropCause))
 
 _NO_FIGURE: Final = "this kernel does not count it"
+_NO_EVENTS: Final = "there are no kernel events that tell it (`agentcg check`)"
 
 
 # ---- host ---------------------------------------------------------------------------------------------
@@ -170,6 +176,22 @@ SESSION_CPU_THROTTLED: Final = counter(
     "Time in which a CPU cap kept tasks waiting (cpu.stat).",
     (SESSION,),
     _NO_FIGURE,
+)
+SESSION_MEMORY_THROTTLED: Final = counter(
+    Group.SESSIONS,
+    "session_memory_throttled_seconds",
+    "seconds",
+    "Time in which memory.high held threads back, added up over threads (kernel events).",
+    (SESSION,),
+    _NO_EVENTS,
+)
+SESSION_FORKS: Final = counter(
+    Group.SESSIONS,
+    "session_forks",
+    "",
+    "Processes forked in the session, by its agent and by its calls (kernel events).",
+    (SESSION,),
+    _NO_EVENTS,
 )
 SESSION_CPU_LIMIT: Final = gauge(
     Group.SESSIONS,
@@ -295,7 +317,9 @@ KERNEL_EVENTS_LOST: Final = counter(
     Group.DAEMON,
     "kernel_events_lost",
     "",
-    "Kernel events for which there was no room; the state was read again.",
+    "Kernel events that did not reach the daemon: no room for a record of that kind, or for what it needs; "
+    "`watch`: changes of cgroup files, whose state was read again.",
+    (EVENT_KIND,),
 )
 
 # ---- history ------------------------------------------------------------------------------------------

@@ -248,6 +248,10 @@ def _sessions(sessions: tuple[SessionSample, ...]) -> Iterator[Metric]:
     yield _family(catalog.SESSION_STALL, _stalls(sessions))
     yield _family(catalog.SESSION_CPU, _cpu_seconds(sessions))
     yield each(catalog.SESSION_CPU_THROTTLED, (_seconds(row.usage.cpu_throttled_us) for row in sessions))
+    yield each(
+        catalog.SESSION_MEMORY_THROTTLED, (_seconds(row.usage.memory_throttled_us) for row in sessions)
+    )
+    yield each(catalog.SESSION_FORKS, (row.usage.forks for row in sessions))
     yield each(catalog.SESSION_CPU_LIMIT, (_cores(row.cpu_limit_milli) for row in sessions))
     yield each(catalog.SESSION_PIDS, (row.usage.pids_current for row in sessions))
     yield each(catalog.SESSION_PIDS_LIMIT, (row.pids_limit for row in sessions))
@@ -324,7 +328,8 @@ def _daemon(snapshot: Snapshot, process: psutil.Process) -> Iterator[Metric]:
     yield _family(catalog.REQUEST_ERRORS, [((kind,), errors.get(kind, 0)) for kind in kinds])
     yield _one(catalog.INTERNAL_ERRORS, counters.internal_errors)
     yield _one(catalog.FEEDBACK_DROPPED, snapshot.feedback_dropped)
-    yield _one(catalog.KERNEL_EVENTS_LOST, counters.kernel_events_lost)
+    lost = (*snapshot.host.kernel_events_lost, (catalog.WATCH, counters.kernel_events_lost))
+    yield _family(catalog.KERNEL_EVENTS_LOST, [((kind,), count) for kind, count in lost])
 
 
 def _history(history: HistoryStats) -> Iterator[Metric]:

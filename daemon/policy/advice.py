@@ -7,7 +7,7 @@ figure in it. Calm ends get no advice.
 from dataclasses import dataclass
 from typing import assert_never
 
-from agentcgroup.daemon.model import CallLimits, ExitStatus, Usage, Verdict
+from agentcgroup.daemon.model import CallLimits, ExitStatus, OomVictim, Usage, Verdict
 from agentcgroup.proto.quantity import format_duration, format_size
 
 
@@ -24,6 +24,25 @@ class EndedCall:
     kill_note: str
     memory_grantable_bytes: int
     session_memory_bytes: int
+    victim: OomVictim | None = None
+
+
+def _victim(call: EndedCall) -> str:
+    """Who was killed, and for whom; nothing where the kernel does not tell."""
+    victim = call.victim
+    if victim is None:
+        return ""
+    held = (
+        f", {format_size(victim.anonymous_bytes)} of its own" if victim.anonymous_bytes is not None else ""
+    )
+    others = victim.count - 1
+    also = f"; {others} other{'s' if others > 1 else ''} went with it" if others > 0 else ""
+    asked = (
+        "which asked for more"
+        if victim.trigger_pid == victim.pid
+        else f"when {victim.trigger_command} (pid {victim.trigger_pid}) asked for more"
+    )
+    return f" The victim was {victim.command} (pid {victim.pid}{held}), {asked}{also}."
 
 
 def _peak(call: EndedCall) -> str:
@@ -58,16 +77,20 @@ def _message(call: EndedCall) -> str:
         case Verdict.MEMORY_LIMIT_CALL:
             return (
                 f"Killed by the kernel: the call reached its own memory limit of {limit}{_peak(call)} "
-                f"after {took}. "
+                f"after {took}.{_victim(call)} "
                 "Only this call was stopped."
             )
         case Verdict.MEMORY_LIMIT_SESSION:
             return (
                 "Killed by the kernel: the calls of this session together reached "
                 f"{format_size(call.session_memory_bytes)}, and this one was chosen{_peak(call)} after {took}."
+                f"{_victim(call)}"
             )
         case Verdict.MEMORY_LIMIT_HOST:
-            return f"Killed by the kernel: the host ran out of memory, and this call was chosen{_peak(call)} after {took}."
+            return (
+                f"Killed by the kernel: the host ran out of memory, and this call was chosen{_peak(call)} after {took}."
+                f"{_victim(call)}"
+            )
         case Verdict.PIDS_LIMIT:
             refused = call.usage.pids_max_events
             return (

@@ -17,6 +17,7 @@ from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.files import InterfaceFile
 from agentcgroup.client import OperatorClient
+from tests import bpf_objects
 from tests.running import LAUNCHER, wait_until
 
 UNIT = "agentcgroup.service"
@@ -122,6 +123,11 @@ def test_the_sandbox_of_the_unit_takes_no_capability_away() -> None:
     # dockerd may have been started or stopped since the daemon was.
     inside.pop("docker"), outside.pop("docker")
     assert inside == outside
+
+
+def test_the_sandbox_of_the_unit_lets_the_daemon_have_its_programs() -> None:
+    pid = int(shown("MainPID"))
+    assert {kind for kind, _ in bpf_objects.of_process(pid)} == {"prog", "map", "link"}
 
 
 def test_the_daemon_outlives_its_tools_and_passes_that_on_to_nobody(alive: Alive) -> None:

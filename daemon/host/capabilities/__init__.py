@@ -3,8 +3,8 @@
 Used at start, by `agentcgroupd --check-host` and by GetHost. Names are metric labels, so the list is closed.
 """
 
-from agentcgroup.daemon.host.capabilities.probing import probe, tier
+from agentcgroup.daemon.host.capabilities.probing import probe, tier, without_bpf
 from agentcgroup.daemon.host.capabilities.report import report
 from agentcgroup.daemon.host.capabilities.rows import NAMES, TIER_NEEDS
 
-__all__ = ["NAMES", "TIER_NEEDS", "probe", "report", "tier"]
+__all__ = ["NAMES", "TIER_NEEDS", "probe", "report", "tier", "without_bpf"]

@@ -45,6 +45,8 @@ def try_exit_status() -> Found:
             )
         case ExitSource.ZOMBIE:
             return Found(False, "neither pidfds nor the process connector tell it")
+        case ExitSource.KERNEL_EVENTS:
+            raise AssertionError("the programs are loaded by the daemon, not found by a probe")
 
 
 def try_peer_pidfd() -> Found:

@@ -14,7 +14,7 @@ from agentcgroup.daemon.host.capabilities.rows import ROWS, TIER_NEEDS, Row
 from agentcgroup.daemon.host.capabilities.trial import CONTROLLERS, Found, try_cgroups
 from agentcgroup.daemon.model import Capability, Tier
 
-__all__ = ["probe", "tier"]
+__all__ = ["probe", "tier", "without_bpf"]
 
 
 def probe(
@@ -46,6 +46,18 @@ def tier(capabilities: tuple[Capability, ...]) -> Tier:
         highest = level
     return highest
 
+
+def without_bpf(capabilities: tuple[Capability, ...], reason: str) -> tuple[Capability, ...]:
+    """The same where no BPF program is to be loaded, for `reason`: what stands on programs costs what its absence costs."""
+    return tuple(
+        Capability(one.name, False, one.tier, reason, _ROW_OF[one.name].cost, "switch it on again")
+        if one.tier is not Tier.CGROUP
+        else one
+        for one in capabilities
+    )
+
+
+_ROW_OF: Final = {row.name: row for row in ROWS}
 
 _BPF_FACTS: Final[dict[str, Callable[[], BpfFact]]] = {
     "btf": features.type_information,

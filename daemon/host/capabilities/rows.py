@@ -118,14 +118,14 @@ ROWS: Final = (
     Row(
         "bpf_tracing",
         Tier.BPF,
-        "exec, exit and out-of-memory are not seen in real time",
+        "ends and out-of-memory are not seen in real time; reports lack victim, processes, forks and longest child",
         "give the daemon CAP_PERFMON, on a kernel that allows tracing programs",
     ),
     Row("bpf_ring_buffer", Tier.BPF, "events cannot reach the daemon in order", _NEWER.format("5.8")),
     Row(
         "bpf_fentry",
         Tier.SCX,
-        "memory growth is seen by counters only, after it happened",
+        "memory growth is seen by counters only, after it happened; reports lack the time that memory.high took",
         "run a kernel with CONFIG_FUNCTION_TRACER and trampolines that allows fentry programs",
     ),
     Row(

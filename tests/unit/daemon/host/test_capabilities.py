@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agentcgroup.daemon.host.capabilities import NAMES, TIER_NEEDS, tier
+from agentcgroup.daemon.host.capabilities import NAMES, TIER_NEEDS, tier, without_bpf
 from agentcgroup.daemon.host.capabilities.probing import _capability
 from agentcgroup.daemon.host.capabilities.report import render_json, render_text
 from agentcgroup.daemon.host.capabilities.rows import ROWS
@@ -33,6 +33,15 @@ def test_without_one_need_of_the_first_tier_there_is_none(name: str) -> None:
 @pytest.mark.parametrize("name", TIER_NEEDS[Tier.BPF])
 def test_without_one_bpf_need_cgroup_files_are_what_is_left(name: str) -> None:
     assert tier(host_with(EVERYTHING - {name})) is Tier.CGROUP
+
+
+def test_with_bpf_switched_off_cgroup_files_are_what_is_left_and_the_costs_are_said() -> None:
+    capabilities = without_bpf(host_with(EVERYTHING), "switched off")
+    assert tier(capabilities) is Tier.CGROUP
+    assert [one.name for one in capabilities] == list(NAMES)
+    off = [one for one in capabilities if not one.available]
+    assert {one.tier for one in off} == {Tier.BPF, Tier.SCX}
+    assert all(one.detail == "switched off" and one.cost and one.remedy for one in off)
 
 
 @pytest.mark.parametrize("name", TIER_NEEDS[Tier.SCX])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentcgroup.daemon.model import CallLimits, ExitStatus, Usage, Verdict
+from agentcgroup.daemon.model import CallLimits, ExitStatus, OomVictim, Usage, Verdict
 from agentcgroup.daemon.policy.advice import EndedCall, word
 
 MIB = 1 << 20
@@ -30,6 +30,23 @@ def test_a_call_over_its_limit_is_told_limit_peak_and_what_to_declare() -> None:
     message, advice = word(ended(Verdict.MEMORY_LIMIT_CALL, ExitStatus(signal=9)))
     assert "limit of 300 MiB (peak 300 MiB)" in message and "Only this call" in message
     assert "--memory 600M --memory-max 600M" in advice
+
+
+VICTIM = OomVictim(7, "cc1plus", 8, "ld", anonymous_bytes=200 * MIB, count=1)
+
+
+@pytest.mark.parametrize(
+    "verdict", [Verdict.MEMORY_LIMIT_CALL, Verdict.MEMORY_LIMIT_SESSION, Verdict.MEMORY_LIMIT_HOST]
+)
+def test_who_was_killed_and_for_whom_is_told_where_the_kernel_tells_it(verdict: Verdict) -> None:
+    message, _ = word(ended(verdict, victim=VICTIM))
+    assert "The victim was cc1plus (pid 7, 200 MiB of its own), when ld (pid 8) asked for more." in message
+    assert "victim" not in word(ended(verdict))[0]
+
+
+def test_a_victim_that_asked_itself_is_not_named_twice() -> None:
+    message, _ = word(ended(Verdict.MEMORY_LIMIT_CALL, victim=OomVictim(7, "ld", 7, "ld", None, 3)))
+    assert "The victim was ld (pid 7), which asked for more; 2 others went with it." in message
 
 
 def test_no_more_memory_is_suggested_than_can_be_granted() -> None:

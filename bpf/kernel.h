@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * The kernel's types that our programs read: only the fields that are used, in no order that matters.
+ *
+ * `preserve_access_index` makes every access a relocation that libbpf resolves against the running kernel's own type
+ * information, so neither the order nor the size here has to be the kernel's. A field that some supported kernel does
+ * not have is asked for with bpf_core_field_exists first; such differences live in compat.bpf.h.
+ */
+#ifndef AGENTCGROUP_KERNEL_H
+#define AGENTCGROUP_KERNEL_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#ifndef bool
+#define bool _Bool
+#define true 1
+#define false 0
+#endif
+
+#define NULL ((void *)0)
+
+typedef __u8 u8;
+typedef __u16 u16;
+typedef __u32 u32;
+typedef __u64 u64;
+typedef __s32 s32;
+typedef __s64 s64;
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct kernfs_node {
+	u64 id;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+};
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	int level;
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
+typedef struct {
+	int counter;
+} atomic_t;
+
+struct signal_struct {
+	atomic_t live;
+	int group_exit_code;
+	unsigned int flags;
+};
+
+struct percpu_counter {
+	s64 count;
+};
+
+struct mm_struct {
+	unsigned long arg_start;
+	unsigned long arg_end;
+	/* MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES; one counter per CPU since 6.2. */
+	struct percpu_counter rss_stat[4];
+};
+
+struct task_struct {
+	int pid;
+	int tgid;
+	int exit_code;
+	char comm[16];
+	u64 start_boottime;
+	struct task_struct *group_leader;
+	struct task_struct *real_parent;
+	struct css_set *cgroups;
+	struct signal_struct *signal;
+	struct mm_struct *mm;
+	unsigned int memcg_nr_pages_over_high;
+};
+
+struct linux_binprm {
+	const char *filename;
+};
+
+struct mem_cgroup {
+	struct cgroup_subsys_state css;
+};
+
+struct oom_control {
+	struct mem_cgroup *memcg;
+};
+
+#pragma clang attribute pop
+
+#endif

@@ -1,0 +1,173 @@
+"""What the kernel tells as it happens, through BPF programs: ends with their status, OOM victims, books on each call.
+
+One owner of the loaded programs. They are attached from construction to `close`, and gone with the daemon however it
+ends: nothing is pinned. A host without them works on cgroup files alone and says what it cannot see.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from agentcgroup.bpf.abi import EventKind
+from agentcgroup.bpf.libbpf import BpfError
+from agentcgroup.bpf.lifecycle import LOSSES, Books, Lifecycle
+from agentcgroup.bpf.records import Arrival, Exec, Exit, Fork, OomVictim as OomRecord, Record, Throttle
+from agentcgroup.cgroups.cgroup import Cgroup
+from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.host.capabilities import rows
+from agentcgroup.daemon.host.exits import decode_wait_status
+from agentcgroup.daemon.host.prepare import HostUnfit
+from agentcgroup.daemon.model import Capability, ExitStatus, OomVictim, Tier, Usage
+
+__all__ = ["LOSSES", "KernelEvents", "open_kernel_events"]
+
+log = logging.getLogger("agentcgroup.host")
+
+# What the daemon acts on at once; everything else is read from the books when a call ends.
+_KINDS: Final = (EventKind.EXIT, EventKind.OOM_VICTIM)
+# Records handled before the loop may do other things.
+_BATCH: Final = 512
+# include/linux/proc_ns.h, PROC_PID_INIT_INO: the programs see pids of the initial namespace.
+_INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC
+# The root, and for each session and each call one.
+_ACCOUNTS_SPARE: Final = 64
+
+
+def open_kernel_events(
+    config: Config, capabilities: tuple[Capability, ...], root: Cgroup
+) -> "KernelEvents | None":
+    """The programs, attached; None where they are switched off or the kernel will not have them.
+
+    Raises HostUnfit where `bpf.enabled` is "on" and they cannot be attached.
+    """
+    if config.bpf.enabled == "off" or config.daemon.dry_run:
+        return None
+    missing = [one for one in capabilities if one.name in rows.TIER_NEEDS[Tier.BPF] and not one.available]
+    reason = "; ".join(f"{one.name}: {one.detail}" for one in missing)
+    if not missing:
+        try:
+            return KernelEvents(config, root)
+        except OSError as error:
+            reason = str(error)
+    if config.bpf.enabled == "on":
+        raise HostUnfit(
+            f"bpf.enabled is 'on', but BPF programs cannot be loaded: {reason}. "
+            "`agentcg check` says what to do about each; with 'auto' the daemon runs without them"
+        )
+    log.info("no kernel events, calls are watched by cgroup files alone: %s", reason)
+    return None
+
+
+class KernelEvents:
+    """Lives on the event loop. Books are kept by cgroup id, so a cgroup's name means nothing here."""
+
+    def __init__(self, config: Config, root: Cgroup) -> None:
+        """Raises BpfError when the kernel will not have the programs, OSError when they are not installed."""
+        self._on_exit: Callable[[int, ExitStatus], None] | None = None
+        self._lifecycle = Lifecycle(
+            self._on_record,
+            accounts_max=config.host.calls_max + config.host.sessions_max + _ACCOUNTS_SPARE,
+            ring_bytes=max(config.bpf.ring, os.sysconf("SC_PAGE_SIZE")),
+            kinds=_KINDS,
+            # The daemon waits for main processes only, and these all come into their call from outside.
+            with_children=False,
+        )
+        self.open_books(root)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._lifecycle.fileno(), self._on_readable)
+        for unseen in self._lifecycle.unseen:
+            log.info("kernel events: not seen: %s", unseen)
+        log.info("kernel events: %s attached", ", ".join(self._lifecycle.attached))
+
+    @property
+    def sees_our_pids(self) -> bool:
+        """Whether a pid of the programs is the pid that this process knows: both live in the initial namespace."""
+        return os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE
+
+    def listen(self, on_exit: Callable[[int, ExitStatus], None]) -> None:
+        """`on_exit` is called, from `drain` and from the loop, with each process that ended."""
+        self._on_exit = on_exit
+
+    def drain(self) -> None:
+        """Handles what is waiting. An end is in the ring before its pidfd becomes readable."""
+        self._lifecycle.drain(_BATCH)
+
+    def lost(self) -> tuple[tuple[str, int], ...]:
+        """What did not reach the daemon since its start, by cause."""
+        return tuple(self._lifecycle.lost().items())
+
+    def close(self) -> None:
+        """Detaches and unloads everything."""
+        self._loop.remove_reader(self._lifecycle.fileno())
+        self._lifecycle.close()
+
+    # ---- books
+
+    def open_books(self, cgroup: Cgroup) -> None:
+        """From now on; before the first process is in it, so that none is missed. Failure costs figures, not the call."""
+        try:
+            self._lifecycle.open_account(cgroup.id)
+        except BpfError as error:
+            if error.errno != errno.EEXIST:
+                log.warning("%s: no books are kept on it: %s", cgroup.path, error)
+
+    def close_books(self, cgroup_id: int) -> None:
+        """The last reader has read."""
+        self._lifecycle.close_account(cgroup_id)
+
+    def with_books(self, usage: Usage, cgroup_id: int) -> Usage:
+        """`usage` with what the books say."""
+        books = self._lifecycle.read_account(cgroup_id)
+        return usage if books is None else _completed(usage, books)
+
+    def victim(self, cgroup_id: int) -> OomVictim | None:
+        """The first process in the cgroup that the OOM killer chose; None when it chose none, or is not seen."""
+        books = self._lifecycle.read_account(cgroup_id)
+        first = books.first_victim if books else None
+        if books is None or first is None:
+            return None
+        return OomVictim(
+            pid=first.pid,
+            command=first.command,
+            trigger_pid=first.trigger_pid,
+            trigger_command=first.trigger_command,
+            anonymous_bytes=first.anonymous_bytes,
+            count=books.oom_victims,
+        )
+
+    # ---- records
+
+    def _on_readable(self) -> None:
+        self.drain()
+
+    def _on_record(self, record: Record) -> None:
+        match record:
+            case Exit():
+                if self._on_exit is not None:
+                    self._on_exit(record.pid, decode_wait_status(record.wait_status))
+            case OomRecord():
+                log.warning(
+                    "out of memory: the kernel kills %s (pid %d, cgroup id %d) for an allocation of %s (pid %d)",
+                    record.command,
+                    record.pid,
+                    record.cgroup_id,
+                    record.trigger_command,
+                    record.trigger_pid,
+                )
+            case Fork() | Exec() | Arrival() | Throttle():
+                # Not asked for; see _KINDS.
+                pass
+
+
+def _completed(usage: Usage, books: Books) -> Usage:
+    return replace(
+        usage,
+        memory_throttled_us=None if books.throttled_ns is None else books.throttled_ns // 1000,
+        processes=books.arrivals + books.forks,
+        forks=books.forks,
+        longest_child_us=books.longest_child_ns // 1000,
+    )

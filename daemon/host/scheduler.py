@@ -1,0 +1,180 @@
+"""Keeps our CPU scheduler attached as the configuration says, and says when it is not.
+
+Attach before PSI triggers are opened: opening one while a scheduler is being enabled is reported to deadlock some
+kernels. Whatever happens here, cpu.weight and cpu.max go on being enforced: without us by the kernel's own scheduler.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+from agentcgroup.bpf.libbpf import BpfError
+from agentcgroup.bpf.scheduler import (
+    CpuScheduler,
+    ForeignScheduler,
+    LatencyClass,
+    SchedulerEnd,
+    SchedulerMode,
+)
+
+__all__ = ["Scheduler", "SchedulerKeeper", "SchedulerState", "SchedulerStatus"]
+
+log = logging.getLogger("agentcgroup.scheduler")
+
+# An ejection is noticed within a second: the limit that users are told.
+_LOOK_EVERY_S: Final = 0.5
+_BACK_OFF_FIRST_S: Final = 1.0
+_BACK_OFF_LAST_S: Final = 300.0
+# Having run so long, it may fail anew without being thought of as failing always.
+_STABLE_S: Final = 600.0
+
+
+class SchedulerState(StrEnum):
+    OFF = "off"
+    ATTACHED = "attached"
+    # It ended, or could not be attached; tried again later.
+    WAITING = "waiting"
+    # Another scheduler is loaded, or the kernel does not take ours: not tried again.
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStatus:
+    """`reason`: why it is not attached, in words for the operator; "" while it is. `ejections` since the daemon began."""
+
+    state: SchedulerState
+    mode: SchedulerMode | None
+    reason: str
+    ejections: int
+
+
+class Scheduler(Protocol):
+    """What CpuScheduler does for us."""
+
+    def attach_scheduler(self, mode: SchedulerMode) -> None: ...
+    def set_class(self, cgroup_id: int, latency: LatencyClass) -> None: ...
+    def end(self) -> SchedulerEnd | None: ...
+    def close(self) -> None: ...
+
+
+class SchedulerKeeper:
+    """One for the daemon's life. `mode` None: off. Used on the event loop only."""
+
+    def __init__(
+        self,
+        mode: SchedulerMode | None,
+        load: Callable[[], Scheduler] = CpuScheduler,
+        on_change: Callable[[SchedulerStatus], None] = lambda status: None,
+    ) -> None:
+        """`on_change` hears every change of the status; it must not raise."""
+        self._mode = mode
+        self._load = load
+        self._on_change = on_change
+        self._scheduler: Scheduler | None = None
+        self._status = SchedulerStatus(
+            SchedulerState.OFF, mode, "off in the configuration" if mode is None else "", 0
+        )
+        # Kept here too: the map goes with the scheduler, the classes must outlive an ejection.
+        self._classes: dict[int, LatencyClass] = {}
+        self._watch: asyncio.Task[None] | None = None
+        self._back_off_s = _BACK_OFF_FIRST_S
+
+    @property
+    def status(self) -> SchedulerStatus:
+        return self._status
+
+    def start(self) -> None:
+        """Attach, and from now on see to it that it stays so. Does not raise: the status says what happened."""
+        if self._mode is None:
+            return
+        self._attach(self._mode)
+        if self._status.state is not SchedulerState.REFUSED:
+            self._watch = asyncio.get_running_loop().create_task(
+                self._keep(self._mode), name="scheduler keeper"
+            )
+
+    async def stop(self) -> None:
+        """Detach; the kernel's own scheduler goes on."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+            self._watch = None
+        self._drop()
+        if self._status.state is not SchedulerState.OFF:
+            self._say(SchedulerState.OFF, "the daemon is stopping")
+
+    def set_class(self, cgroup_id: int, latency: LatencyClass) -> None:
+        """How soon wake-ups of this cgroup and of those below it are served. Remembered for every later attachment."""
+        self._classes[cgroup_id] = latency
+        self._tell_class(cgroup_id, latency)
+
+    def forget(self, cgroup_id: int) -> None:
+        """The cgroup is gone."""
+        self._classes.pop(cgroup_id, None)
+
+    def _tell_class(self, cgroup_id: int, latency: LatencyClass) -> None:
+        if self._scheduler is None:
+            return
+        try:
+            self._scheduler.set_class(cgroup_id, latency)
+        except BpfError as error:
+            log.warning("cgroup %d stays of normal latency: %s", cgroup_id, error)
+
+    def _say(self, state: SchedulerState, reason: str, ejections: int | None = None) -> None:
+        count = self._status.ejections if ejections is None else ejections
+        self._status = SchedulerStatus(state, self._mode, reason, count)
+        self._on_change(self._status)
+
+    def _attach(self, mode: SchedulerMode) -> None:
+        try:
+            self._scheduler = self._load()
+            self._scheduler.attach_scheduler(mode)
+        except ForeignScheduler as error:
+            log.warning("CPU scheduler not attached: %s", error)
+            self._say(SchedulerState.REFUSED, str(error))
+        except BpfError as error:
+            self._drop()
+            log.warning("CPU scheduler not attached, the kernel's own enforces the same weights: %s", error)
+            self._say(SchedulerState.WAITING, str(error))
+        except OSError as error:
+            log.warning("CPU scheduler not attached: this kernel has no sched_ext (%s)", error)
+            self._say(SchedulerState.REFUSED, f"no sched_ext: {error}")
+        else:
+            for cgroup_id, latency in self._classes.items():
+                self._tell_class(cgroup_id, latency)
+            log.info("CPU scheduler attached: mode %s, %d classes", mode, len(self._classes))
+            self._say(SchedulerState.ATTACHED, "")
+
+    def _drop(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.close()
+            self._scheduler = None
+
+    async def _keep(self, mode: SchedulerMode) -> None:
+        loop = asyncio.get_running_loop()
+        attached_at_s = loop.time()
+        while self._status.state is not SchedulerState.REFUSED:
+            if self._scheduler is None:
+                await asyncio.sleep(self._back_off_s)
+                self._back_off_s = min(self._back_off_s * 2, _BACK_OFF_LAST_S)
+                self._attach(mode)
+                attached_at_s = loop.time()
+                continue
+            await asyncio.sleep(_LOOK_EVERY_S)
+            end = self._scheduler.end()
+            if end is None:
+                continue
+            self._drop()
+            if loop.time() - attached_at_s > _STABLE_S:
+                self._back_off_s = _BACK_OFF_FIRST_S
+            log.error(
+                "CPU scheduler ended: %s; the kernel's own enforces the same weights; next try in %.0f s",
+                end,
+                self._back_off_s,
+            )
+            self._say(SchedulerState.WAITING, str(end), self._status.ejections + 1)
