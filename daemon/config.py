@@ -42,8 +42,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    # Cgroup all sessions live in, under the cgroup2 mount. "" is the daemon's own delegated cgroup under systemd, else
-    # /agentcgroup.slice.
+    # Cgroup all sessions live in, under the cgroup2 mount; "" is /agentcgroup.slice, which no unit owns.
     cgroup_root: str = ""
     # What all sessions together may use; 0 is all of the host's memory less `memory_reserve`.
     memory: SizeBytes = 0
@@ -53,6 +52,8 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pids_max: int = 32768
     sessions_max: int = 256
     calls_max: int = 4096
+    # Mount cgroup2 so that placing a running process is cheap; see daemon/host/mount_options.py.
+    favordynmods: bool = True
     # Run calls without limits where controllers are missing ("run", and say so), or refuse to start ("refuse").
     unenforced: str = "refuse"
 

@@ -38,6 +38,8 @@ log_level = "debug"
 [host]
 cgroup_root = "{self.name}"
 unenforced = "{unenforced}"
+# A setting of the whole host, which is not a test's to change.
+favordynmods = false
 [metrics]
 port = 0
 [docker]

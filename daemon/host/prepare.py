@@ -8,11 +8,12 @@ from typing import Final
 from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupError
-from agentcgroup.cgroups.membership import find_mount
+from agentcgroup.cgroups.membership import Cgroup2Mount, find_mount
 from agentcgroup.cgroups.subtree import Subtree
 from agentcgroup.cgroups.values import MAX, CpuMax
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.host.groups import AGENT, CONTROLLERS, COUNTED
+from agentcgroup.daemon.host.mount_options import favor_moves
 
 log = logging.getLogger("agentcgroup.host")
 
@@ -40,6 +41,8 @@ def prepare(config: Config) -> Ground:
             raise HostUnfit(
                 f"{mount.path} is mounted read-only: remount it read-write, or run the daemon on the host"
             )
+        if config.host.favordynmods and not config.daemon.dry_run:
+            _favor_moves(mount)
         path = mount.path / (config.host.cgroup_root or DEFAULT_ROOT).strip("/")
         subtree = Subtree.open_or_create(path, CONTROLLERS | COUNTED)
         root, controllers = subtree.root, subtree.enabled_controllers() & (CONTROLLERS | COUNTED)
@@ -59,6 +62,18 @@ def prepare(config: Config) -> Ground:
             "not enforced on this host: %s (no such controllers in cgroup v2)", ", ".join(sorted(missing))
         )
     return Ground(root, mount.path, controllers)
+
+
+def _favor_moves(mount: Cgroup2Mount) -> None:
+    try:
+        if favor_moves(mount):
+            log.info(
+                "%s has the mount option favordynmods now: processes are placed without waiting", mount.path
+            )
+    except OSError as error:
+        log.warning(
+            "placing a process takes milliseconds: the mount option favordynmods is missing: %s", error
+        )
 
 
 def limit_root(root: Cgroup, memory_capacity_bytes: int, config: Config) -> None:
