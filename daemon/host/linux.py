@@ -21,6 +21,7 @@ from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host import kernel_events, processes
 from agentcgroup.daemon.host.exits import ExitWatch
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, usage_of
+from agentcgroup.daemon.host.scheduler import SchedulerKeeper
 from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
@@ -60,7 +61,7 @@ class LinuxHost:
 
     def __init__(
         self, config: Config, root: Cgroup, mount: Path, controllers: frozenset[str], capabilities: tuple[Capability, ...],
-        tier: Tier, events: kernel_events.KernelEvents | None = None,
+        tier: Tier, events: kernel_events.KernelEvents | None = None, keeper: SchedulerKeeper | None = None,
     ) -> None:  # fmt: skip
         """`root` is prepared (see host.prepare): `controllers` are enabled for its children. `events` are closed with it."""
         self._root = root
@@ -85,6 +86,8 @@ class LinuxHost:
         self._listener: HostListener | None = None
         self._self = psutil.Process()
         self._kernel_events = events
+        self._keeper = keeper or SchedulerKeeper(None)
+        self._class_of_calls = config.call.cpu_class
         if events is not None and events.sees_our_pids:
             self._exits.use_records(events.drain)
             events.listen(self._exits.tell)
@@ -127,6 +130,7 @@ class LinuxHost:
 
     def _enter(self, session: Session, group: SessionGroup) -> str:
         self._sessions[session.name] = group
+        self._keeper.declare_agent(group.agent.id)
         self._protect_agents()
         if self._kernel_events is not None:
             self._kernel_events.open_books(group.cgroup)
@@ -192,6 +196,7 @@ class LinuxHost:
         if group is None:
             return
         self._adopted = {path: name for path, name in self._adopted.items() if name != session}
+        self._keeper.forget(group.agent.id)
         if not await _until(group.try_remove, _REMOVE_DEADLINE_S):
             log.warning(
                 "session %s: %s cannot be removed: processes in it do not die", session, group.cgroup.path
@@ -211,6 +216,7 @@ class LinuxHost:
             self._calls[call.id] = group
             if self._kernel_events is not None:
                 self._kernel_events.open_books(group.cgroup)
+            self._keeper.declare_call(group.cgroup.id, call.intent.cpu_class or self._class_of_calls)
             self._call_session[call.id] = call.session
             group.apply(call.limits)
             if call.limits.memory_high_bytes is not None:
@@ -280,6 +286,8 @@ class LinuxHost:
         group = self._calls.pop(call_id, None)
         self._call_session.pop(call_id, None)
         watch_id = self._watch_of_call.pop(call_id, None)
+        if group is not None:
+            self._keeper.forget(group.cgroup.id)
         if group is not None and self._kernel_events is not None:
             self._kernel_events.close_books(group.cgroup.id)
         if watch_id is not None:
