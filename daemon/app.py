@@ -26,6 +26,7 @@ from agentcgroup.daemon.host.dry import DryRunHost
 from agentcgroup.daemon.host.kernel_events import open_kernel_events
 from agentcgroup.daemon.host.linux import LinuxHost
 from agentcgroup.daemon.host.prepare import HostUnfit, limit_root, prepare, sweep
+from agentcgroup.daemon.host.scheduler import keeper_for
 from agentcgroup.daemon.metrics.endpoint import MetricsEndpoint
 from agentcgroup.daemon.ports import Host
 
@@ -82,7 +83,10 @@ async def _host(config: Config) -> AsyncIterator[Host]:
         )
     events = open_kernel_events(config, found, ground.root)
     tier = capabilities.tier(found)
-    host = LinuxHost(config, ground.root, ground.mount, ground.controllers, found, tier, events)
+    # Before anything opens a PSI trigger, see SchedulerKeeper.
+    keeper = keeper_for(config)
+    keeper.start()
+    host = LinuxHost(config, ground.root, ground.mount, ground.controllers, found, tier, events, keeper)
     try:
         if config.daemon.dry_run:
             yield DryRunHost(host)
@@ -92,6 +96,7 @@ async def _host(config: Config) -> AsyncIterator[Host]:
             yield host
     finally:
         host.close()
+        await keeper.stop()
 
 
 async def run(config: Config) -> None:

@@ -66,6 +66,11 @@ class BpfConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ring: SizeBytes = 1 << 20
 
 
+class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # Our CPU scheduler: "off", "partial" (tasks of policy SCHED_EXT only) or "full" (every ordinary task of the host).
+    mode: str = "off"
+
+
 class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Defaults of a session's budget."""
 
@@ -121,6 +126,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     daemon: DaemonConfig = DaemonConfig()
     host: HostConfig = HostConfig()
     bpf: BpfConfig = BpfConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
     session: SessionConfig = SessionConfig()
     call: CallConfig = CallConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -166,6 +172,10 @@ def _check_values(config: Config, source: str) -> None:
         ),
         (host.unenforced in ("run", "refuse"), "host.unenforced is 'run' or 'refuse'"),
         (config.bpf.enabled in ("auto", "on", "off"), "bpf.enabled is 'auto', 'on' or 'off'"),
+        (
+            config.scheduler.mode in ("off", "partial", "full"),
+            "scheduler.mode is 'off', 'partial' or 'full'",
+        ),
         (
             config.bpf.ring >= 4096 and config.bpf.ring & (config.bpf.ring - 1) == 0,
             "bpf.ring is a power of two from 4K on, like 1M",

@@ -22,6 +22,7 @@ from agentcgroup.daemon.host import kernel_events, processes
 from agentcgroup.daemon.host.exits import ExitWatch
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, usage_of
 from agentcgroup.daemon.host.pidfd import cgroup_id
+from agentcgroup.daemon.host.scheduler import SchedulerKeeper
 from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
@@ -61,7 +62,7 @@ class LinuxHost:
 
     def __init__(
         self, config: Config, root: Cgroup, mount: Path, controllers: frozenset[str], capabilities: tuple[Capability, ...],
-        tier: Tier, events: kernel_events.KernelEvents | None = None,
+        tier: Tier, events: kernel_events.KernelEvents | None = None, keeper: SchedulerKeeper | None = None,
     ) -> None:  # fmt: skip
         """`root` is prepared (see host.prepare): `controllers` are enabled for its children. `events` are closed with it."""
         self._root = root
@@ -88,6 +89,8 @@ class LinuxHost:
         self._listener: HostListener | None = None
         self._self = psutil.Process()
         self._kernel_events = events
+        self._keeper = keeper or SchedulerKeeper(None)
+        self._class_of_calls = config.call.cpu_class
         if events is not None and events.sees_our_pids:
             self._exits.use_records(events.drain)
             events.listen(self._exits.tell)
@@ -131,6 +134,7 @@ class LinuxHost:
     def _enter(self, session: Session, group: SessionGroup) -> str:
         self._sessions[session.name] = group
         self._homes[group.agent.id] = Location(session.name)
+        self._keeper.declare_agent(group.agent.id)
         self._protect_agents()
         if self._kernel_events is not None:
             self._kernel_events.open_books(group.cgroup)
@@ -197,6 +201,7 @@ class LinuxHost:
             return
         self._homes.pop(group.agent.id, None)
         self._adopted = {path: name for path, name in self._adopted.items() if name != session}
+        self._keeper.forget(group.agent.id)
         if not await _until(group.try_remove, _REMOVE_DEADLINE_S):
             log.warning(
                 "session %s: %s cannot be removed: processes in it do not die", session, group.cgroup.path
@@ -216,6 +221,7 @@ class LinuxHost:
             self._calls[call.id] = group
             if self._kernel_events is not None:
                 self._kernel_events.open_books(group.cgroup)
+            self._keeper.declare_call(group.cgroup.id, call.intent.cpu_class or self._class_of_calls)
             self._call_session[call.id] = call.session
             self._homes[group.cgroup.id] = Location(call.session, call.id)
             group.apply(call.limits)
@@ -286,6 +292,8 @@ class LinuxHost:
         group = self._calls.pop(call_id, None)
         self._call_session.pop(call_id, None)
         watch_id = self._watch_of_call.pop(call_id, None)
+        if group is not None:
+            self._keeper.forget(group.cgroup.id)
         if group is not None and self._kernel_events is not None:
             self._kernel_events.close_books(group.cgroup.id)
         if watch_id is not None:

@@ -20,8 +20,10 @@ from agentcgroup.bpf.scheduler import (
     SchedulerEnd,
     SchedulerMode,
 )
+from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.model import CpuClass
 
-__all__ = ["Scheduler", "SchedulerKeeper", "SchedulerState", "SchedulerStatus"]
+__all__ = ["Scheduler", "SchedulerKeeper", "SchedulerState", "SchedulerStatus", "keeper_for"]
 
 log = logging.getLogger("agentcgroup.scheduler")
 
@@ -59,6 +61,12 @@ class Scheduler(Protocol):
     def set_class(self, cgroup_id: int, latency: LatencyClass) -> None: ...
     def end(self) -> SchedulerEnd | None: ...
     def close(self) -> None: ...
+
+
+def keeper_for(config: Config) -> "SchedulerKeeper":
+    """Off, too, where BPF is switched off and in a dry run, which changes nothing."""
+    is_off = config.scheduler.mode == "off" or config.bpf.enabled == "off" or config.daemon.dry_run
+    return SchedulerKeeper(None if is_off else SchedulerMode(config.scheduler.mode))
 
 
 class SchedulerKeeper:
@@ -107,6 +115,14 @@ class SchedulerKeeper:
         self._drop()
         if self._status.state is not SchedulerState.OFF:
             self._say(SchedulerState.OFF, "the daemon is stopping")
+
+    def declare_agent(self, cgroup_id: int) -> None:
+        """This cgroup is an agent runtime."""
+        self.set_class(cgroup_id, LatencyClass.AGENT)
+
+    def declare_call(self, cgroup_id: int, cpu_class: CpuClass) -> None:
+        """This cgroup is a call of `cpu_class`."""
+        self.set_class(cgroup_id, LatencyClass[cpu_class.name])
 
     def set_class(self, cgroup_id: int, latency: LatencyClass) -> None:
         """How soon wake-ups of this cgroup and of those below it are served. Remembered for every later attachment."""

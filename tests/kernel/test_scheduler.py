@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from agentcgroup.bpf import features
 from agentcgroup.bpf.scheduler import (
     CpuScheduler,
     ForeignScheduler,
@@ -25,12 +24,7 @@ from agentcgroup.cgroups.scratch import scratch_cgroup
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper, SchedulerState, SchedulerStatus
 from tests.running import wait_until
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.skipif(
-        not features.sched_ext().is_available, reason=f"no sched_ext here: {features.sched_ext().detail}"
-    ),
-]
+pytestmark = pytest.mark.kernel
 
 SPIN = ("/bin/sh", "-c", "while :; do :; done")
 POINTS = 3.0

@@ -1,0 +1,6 @@
+"""What cannot be tried on a kernel is not collected there: in the guest a skip is a failure."""
+
+from agentcgroup.bpf import features
+
+# Without sched_ext, what is left to test is that we say so: test_scheduler_tiers.py.
+collect_ignore = [] if features.sched_ext().is_available else ["test_scheduler.py"]
