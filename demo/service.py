@@ -32,6 +32,8 @@ state_dir = "{state_dir}"
 cgroup_root = "{cgroup_root}"
 memory = {memory}
 unenforced = "{unenforced}"
+# A mount option of the whole host: not for a try-out to change, unless the host is a guest of its own.
+favordynmods = {favordynmods}
 
 [metrics]
 port = {port}
@@ -53,6 +55,8 @@ class Settings:
     port: int
     # Without the controllers that limits need, the daemon refuses to start, unless told otherwise.
     runs_unenforced: bool = False
+    # Whether settings of the whole machine may be changed.
+    owns_host: bool = False
 
     def text(self) -> str:
         """The configuration as TOML."""
@@ -62,6 +66,7 @@ class Settings:
             cgroup_root=CGROUP_ROOT,
             memory=HOST_MEMORY_BYTES,
             unenforced="run" if self.runs_unenforced else "refuse",
+            favordynmods="true" if self.owns_host else "false",
             port=self.port,
         )
 

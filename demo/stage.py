@@ -171,7 +171,9 @@ class Stage:
     def _running_service(self) -> Iterator[Service]:
         state = self._setting.out / "daemon"
         shutil.rmtree(state, ignore_errors=True)
-        with Service(Settings(state, free_port(), self._setting.runs_unenforced)) as service:
+        with Service(
+            Settings(state, free_port(), self._setting.runs_unenforced, self._setting.where == "guest")
+        ) as service:
             yield service
         with contextlib.suppress(OSError):
             self._root.rmdir()

@@ -43,6 +43,7 @@ def test_the_daemon_takes_the_configuration_it_is_given(tmp_path: Path) -> None:
     assert config.host.memory == HOST_MEMORY_BYTES
     assert config.host.unenforced == "refuse"
     assert config.metrics.port == 9999
+    assert not config.host.favordynmods
     assert config.daemon.state_dir == str(tmp_path)
     assert (
         configuration.parse(service.Settings(tmp_path, 1, runs_unenforced=True).text()).host.unenforced
