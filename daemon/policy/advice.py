@@ -93,8 +93,9 @@ def _message(call: EndedCall) -> str:
             )
         case Verdict.PIDS_LIMIT:
             refused = call.usage.pids_max_events
+            times = "once" if refused == 1 else f"{refused} times"
             return (
-                f"Ended with exit status {call.status.exit_code} after the kernel refused {refused} times "
+                f"Ended with exit status {call.status.exit_code} after the kernel refused {times} "
                 f"to start another process: the call may have {limits.pids_max} processes and threads."
             )
         case Verdict.DEADLINE:
