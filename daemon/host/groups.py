@@ -46,6 +46,29 @@ def _cpu_max(cpu_milli: int | None) -> CpuMax:
     return CpuMax(max(1000, cpu_milli * period_us // 1000), period_us)
 
 
+def not_enforced(controllers: frozenset[str]) -> tuple[str, ...]:
+    """The fields of Limits that need a controller which is not there, each with the cause."""
+    fields = {
+        "memory": ("memory_max_bytes", "memory_high_bytes", "swap_max_bytes"),
+        "cpu": ("cpu_milli", "cpu_weight"),
+        "pids": ("pids_max",),
+    }
+    return tuple(
+        f"{name}: no {controller} controller in cgroup v2 on this host"
+        for controller, names in fields.items()
+        if controller not in controllers
+        for name in names
+    )
+
+
+def is_populated(cgroup: Cgroup) -> bool:
+    """Whether a live process is in the cgroup or below; one that is gone has none."""
+    try:
+        return cgroup.is_populated()
+    except CgroupGone:
+        return False
+
+
 def usage_of(cgroup: Cgroup) -> Usage:
     """What the cgroup, with everything below, has consumed. A cgroup that is gone has no figures."""
     try:

@@ -20,7 +20,7 @@ from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host import kernel_events, processes
 from agentcgroup.daemon.host.exits import ExitWatch
-from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, usage_of
+from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, is_populated, not_enforced, usage_of
 from agentcgroup.daemon.host.pidfd import cgroup_id
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
 from agentcgroup.daemon.model import (
@@ -70,7 +70,7 @@ class LinuxHost:
         self._controllers = controllers
         self.capabilities = capabilities
         self.tier = tier
-        self.not_enforced = _not_enforced(controllers)
+        self.not_enforced = not_enforced(controllers)
         memory = psutil.virtual_memory().total
         self.memory_capacity_bytes = config.host.memory or max(0, memory - config.host.memory_reserve)
         online_milli = 1000 * len(os.sched_getaffinity(0))
@@ -286,7 +286,7 @@ class LinuxHost:
 
     async def drained(self, call_id: str, deadline_s: float) -> bool:
         group = self._calls.get(call_id)
-        return group is None or await _until(lambda: not _is_populated(group.cgroup), deadline_s)
+        return group is None or await _until(lambda: not is_populated(group.cgroup), deadline_s)
 
     def remove_call(self, call_id: str) -> bool:
         group = self._calls.pop(call_id, None)
@@ -381,27 +381,6 @@ class LinuxHost:
                     self._watched.pop(event.watch_id, None)
             for action in actions:
                 action()
-
-
-def _not_enforced(controllers: frozenset[str]) -> tuple[str, ...]:
-    fields = {
-        "memory": ("memory_max_bytes", "memory_high_bytes", "swap_max_bytes"),
-        "cpu": ("cpu_milli", "cpu_weight"),
-        "pids": ("pids_max",),
-    }
-    return tuple(
-        f"{name}: no {controller} controller in cgroup v2 on this host"
-        for controller, names in fields.items()
-        if controller not in controllers
-        for name in names
-    )
-
-
-def _is_populated(cgroup: Cgroup) -> bool:
-    try:
-        return cgroup.is_populated()
-    except CgroupGone:
-        return False
 
 
 async def _until(done: Callable[[], bool], deadline_s: float) -> bool:
