@@ -83,9 +83,7 @@ class Endings(Core):
             call.leftover_processes = killed
         await self._host.drained(call.id, DRAIN_DEADLINE_S)
         for inner in nested:
-            inner_life = self._lives.get(inner.id)
-            if inner_life is not None:
-                await inner_life.ended.wait()
+            await self._until_ended(inner)
         usage, oom = self._host.call_usage(call.id), self._host.oom_counters(call.id)
         if not self._host.remove_call(call.id):
             log.warning(
@@ -101,6 +99,12 @@ class Endings(Core):
         self._report(call, usage, oom)
         del self._lives[call.id]
         life.ended.set()
+
+    async def _until_ended(self, call: ToolCall) -> None:
+        """Waits for the report of a call that has begun; one that has ended, or never began, is not waited for."""
+        life = self._lives.get(call.id)
+        if life is not None:
+            await life.ended.wait()
 
     def _report(self, call: ToolCall, usage: Usage, oom: OomCounters) -> None:
         session = self._ledger.session(call.session)
@@ -185,17 +189,14 @@ class Endings(Core):
                 # ended.
                 call.exit_status = ExitStatus(exit_code=exit_code)
                 life.status_known.set()
-        if life is not None:
-            await life.ended.wait()
+        await self._until_ended(call)
         assert call.report is not None
         return call.report
 
     async def kill_call(self, call_id: str, reason: str) -> Report:
         """Kills exactly this call, with what is nested in it, on an operator's word."""
         call = self._ledger.call(None, call_id)
-        life = self._lives.get(call.id)
         self._kill(call, KillReason.OPERATOR, reason)
-        if life is not None:
-            await life.ended.wait()
+        await self._until_ended(call)
         assert call.report is not None
         return call.report

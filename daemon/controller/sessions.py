@@ -227,9 +227,7 @@ class Sessions(Calls):
             if not call.parent_id or call.state is CallState.DECLARED:
                 self._kill(call, why, note)
         for call in begun:
-            life = self._lives.get(call.id)
-            if life is not None:
-                await life.ended.wait()
+            await self._until_ended(call)
         return len(begun)
 
     async def remove_session(self, name: str, reason: str) -> None:
