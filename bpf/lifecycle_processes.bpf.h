@@ -1,0 +1,234 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * The life of a process: born, become another program, moved, ended.
+ */
+#ifndef AGENTCGROUP_LIFECYCLE_PROCESSES_BPF_H
+#define AGENTCGROUP_LIFECYCLE_PROCESSES_BPF_H
+
+#include "abi.h"
+#include "compat.bpf.h"
+#include "lifecycle_accounts.bpf.h"
+
+enum {
+	/* include/linux/sched/signal.h */
+	SIGNAL_GROUP_EXIT = 4,
+	/* Exits that are told apart where the kernel does not do it; see compat.bpf.h. */
+	RECENT_EXITS = 1024,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct exec_event);
+} exec_scratch SEC(".maps");
+
+/* Process by pid and start; only used where the kernel does not say which thread is the last. */
+struct ended {
+	u64 started_at_ns;
+	u64 pid;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, RECENT_EXITS);
+	__type(key, struct ended);
+	__type(value, u32);
+} recent_exits SEC(".maps");
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	struct cgroup *cgroup = cgroup_of(child);
+	struct fork_event *event;
+	bool is_born_inside;
+	struct home *home;
+	u64 account_id;
+
+	if (child->pid != child->tgid)
+		return 0;
+	account_id = account_of(cgroup);
+	if (!account_id)
+		return 0;
+	is_born_inside = cgroup_of(parent) == cgroup;
+	if (is_born_inside)
+		ADD(cgroup, forks, 1, 0);
+	else
+		ADD(cgroup, arrivals, 1, account_of(cgroup_of(parent)));
+	home = home_of(child);
+	if (home) {
+		home->account_id = account_id;
+		home->is_child = is_born_inside;
+		home->is_known = 1;
+	}
+	if (!is_reported(EVENT_FORK))
+		return 0;
+	event = reserve(EVENT_FORK, sizeof(*event));
+	if (!event)
+		return 0;
+	fill_header(&event->header, EVENT_FORK, child->tgid, account_id, cgroup);
+	event->parent_pid = parent->tgid;
+	event->is_born_inside = is_born_inside;
+	bpf_core_read_str(event->comm, sizeof(event->comm), &child->comm);
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+static __always_inline void read_arguments(struct exec_event *event, struct task_struct *task)
+{
+	u64 start = BPF_CORE_READ(task, mm, arg_start);
+	u64 end = BPF_CORE_READ(task, mm, arg_end);
+	u64 total = end > start ? end - start : 0;
+	u32 length = total < ARGUMENTS_BYTES ? total : ARGUMENTS_BYTES;
+
+	event->arguments_total = total;
+	event->arguments_length = length;
+	if (!length)
+		return;
+	if (bpf_probe_read_user(event->arguments, length, (void *)start)) {
+		event->arguments_length = 0;
+		COUNT_LOSS(arguments);
+	}
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *program)
+{
+	struct cgroup *cgroup = cgroup_of(task);
+	u64 account_id = account_of(cgroup);
+	struct exec_event *event;
+	struct home *home;
+	u32 zero = 0;
+	u64 size;
+
+	if (!account_id)
+		return 0;
+	ADD(cgroup, execs, 1, 0);
+	/* An exec by another thread than the leader makes a new leader, which nobody has told where it belongs. */
+	home = home_of(task);
+	if (home && !home->is_known) {
+		home->account_id = account_id;
+		home->is_known = 1;
+	}
+	if (!is_reported(EVENT_EXEC))
+		return 0;
+	/* Tracing programs do not nest on one CPU, so the scratch is ours until the return. */
+	event = bpf_map_lookup_elem(&exec_scratch, &zero);
+	if (!event)
+		return 0;
+	fill_header(&event->header, EVENT_EXEC, task->tgid, account_id, cgroup);
+	bpf_core_read_str(event->comm, sizeof(event->comm), &task->comm);
+	read_arguments(event, task);
+	size = __builtin_offsetof(struct exec_event, arguments) + event->arguments_length;
+	if (size > sizeof(*event))
+		return 0;
+	if (bpf_ringbuf_output(&events, event, size, 0))
+		COUNT_LOSS(records[EVENT_EXEC]);
+	return 0;
+}
+
+/* Whether the process ends with this thread. */
+static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *task, u64 started_at_ns)
+{
+	struct ended key = {.started_at_ns = started_at_ns, .pid = task->tgid};
+	u32 one = 1;
+
+	if (exit_tells_group_dead())
+		return ctx[1] & 0xff;
+	if (BPF_CORE_READ(task, signal, live.counter) != 0)
+		return false;
+	return bpf_map_update_elem(&recent_exits, &key, &one, BPF_NOEXIST) == 0;
+}
+
+/* What wait(2) will say: of exit_group and of fatal signals, else what the leader returned. */
+static __always_inline u32 wait_status_of(struct task_struct *task)
+{
+	if (BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
+		return BPF_CORE_READ(task, signal, group_exit_code);
+	return BPF_CORE_READ(task, group_leader, exit_code);
+}
+
+static __always_inline void keep_longest(struct cgroup *cgroup, u64 lifetime_ns)
+{
+	struct account *account;
+	u64 id;
+
+	FOR_EACH_ACCOUNT(cgroup, id, account) {
+		/* Two that end at the same instant may overwrite each other; the longer differs by that instant. */
+		if (account->longest_child_ns < lifetime_ns)
+			account->longest_child_ns = lifetime_ns;
+	}
+}
+
+SEC("tp_btf/sched_process_exit")
+int on_exit(u64 *ctx)
+{
+	struct task_struct *task = (void *)ctx[0];
+	u64 started_at_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	struct cgroup *cgroup = cgroup_of(task);
+	struct exit_event *event;
+	bool is_child = false;
+	struct home *home;
+	u64 account_id, lifetime_ns;
+
+	account_id = account_of(cgroup);
+	if (!account_id || !is_last_thread(ctx, task, started_at_ns))
+		return 0;
+	lifetime_ns = bpf_ktime_get_boot_ns() - started_at_ns;
+	ADD(cgroup, exits, 1, 0);
+	home = bpf_task_storage_get(&homes, task->group_leader, 0, 0);
+	if (home && home->is_child) {
+		is_child = true;
+		keep_longest(cgroup, lifetime_ns);
+	}
+	if (!is_reported(EVENT_EXIT) || (is_child && !knobs.reports_children))
+		return 0;
+	event = reserve(EVENT_EXIT, sizeof(*event));
+	if (!event)
+		return 0;
+	fill_header(&event->header, EVENT_EXIT, task->tgid, account_id, cgroup);
+	event->wait_status = wait_status_of(task);
+	event->is_child = is_child;
+	event->lifetime_ns = lifetime_ns;
+	bpf_core_read_str(event->comm, sizeof(event->comm), &task->group_leader->comm);
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(on_attach, struct cgroup *destination, const char *path, struct task_struct *task)
+{
+	/* Not `destination`: that may be of a v1 hierarchy, whose ids mean other cgroups. */
+	struct cgroup *cgroup = cgroup_of(task);
+	struct attach_event *event;
+	u64 account_id, previous;
+	struct home *home;
+
+	if (task->pid != task->tgid)
+		return 0;
+	account_id = account_of(cgroup);
+	if (!account_id)
+		return 0;
+	home = home_of(task);
+	if (!home)
+		return 0;
+	previous = home->account_id;
+	/* A move within one account: a call that makes room for nested ones. */
+	if (previous == account_id)
+		return 0;
+	home->account_id = account_id;
+	home->is_child = 0;
+	home->is_known = 1;
+	ADD(cgroup, arrivals, 1, previous);
+	if (!is_reported(EVENT_ATTACH))
+		return 0;
+	event = reserve(EVENT_ATTACH, sizeof(*event));
+	if (!event)
+		return 0;
+	fill_header(&event->header, EVENT_ATTACH, task->tgid, account_id, cgroup);
+	event->previous_account_id = previous;
+	bpf_core_read_str(event->comm, sizeof(event->comm), &task->comm);
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+#endif
