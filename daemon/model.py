@@ -37,6 +37,14 @@ class KillReason(StrEnum):
     FINISHED = "finished"  # its caller said Finish while it ran
 
 
+class FreezeCause(StrEnum):
+    """Who stopped a call where it stands. Causes add up, and whoever gave one takes back only that one."""
+
+    OPERATOR = "operator"
+    LADDER = "ladder"  # the call's own limit
+    PROTECTION = "protection"  # memory that other calls need
+
+
 @dataclass(frozen=True, slots=True)
 class Intent:
     """What a caller declares about a call. None: not declared."""
@@ -297,6 +305,8 @@ class ToolCall:
     started_at_ns: int | None = None
     cgroup: str = ""
     ticket: str = ""
+    # While any is left the call stands still; Core._freeze and Core._thaw keep it.
+    frozen_by: set[FreezeCause] = field(default_factory=set)
     kill_reason: KillReason | None = None
     kill_note: str = ""
     exit_status: ExitStatus = ExitStatus()

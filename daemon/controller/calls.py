@@ -14,6 +14,7 @@ from agentcgroup.daemon.model import (
     Decision,
     ExitStatus,
     FeedbackKind,
+    FreezeCause,
     Intent,
     KillReason,
     Level,
@@ -280,24 +281,19 @@ class Calls(Endings):
     def freeze_call(self, call_id: str, reason: str) -> ToolCall:
         """Stops every process of the call where it stands; its deadline goes on."""
         call = self._ledger.live_call(None, call_id)
-        if call.state is CallState.FROZEN:
-            return call
-        if call.state is not CallState.RUNNING:
+        if call.state not in (CallState.RUNNING, CallState.FROZEN):
             raise RequestError(Kind.STATE, f"call {call.id} has not begun", "", "call_id")
-        self._host.freeze_call(call.id, True)
-        call.state = CallState.FROZEN
-        words = f"Frozen by the operator{': ' + reason if reason else ''}; nothing is lost, it goes on when thawed."
-        self._say(FeedbackKind.FROZEN, call.session, words, call=call)
+        if self._freeze(call, FreezeCause.OPERATOR):
+            words = f"Frozen by the operator{': ' + reason if reason else ''}; nothing is lost, it goes on when thawed."
+            self._say(FeedbackKind.FROZEN, call.session, words, call=call)
         return call
 
     def thaw_call(self, call_id: str) -> ToolCall:
+        """Takes back what `freeze_call` did; a call that the daemon itself has frozen stays so until the daemon thaws it."""
         call = self._ledger.live_call(None, call_id)
-        if call.state is CallState.FROZEN:
-            self._host.freeze_call(call.id, False)
-            call.state = CallState.RUNNING
-            self._say(
-                FeedbackKind.THAWED, call.session, "Thawed by the operator; the call goes on.", call=call
-            )
+        if self._thaw(call, FreezeCause.OPERATOR):
+            words = "Thawed by the operator; the call goes on."
+            self._say(FeedbackKind.THAWED, call.session, words, call=call)
         return call
 
     # ---- what the machine tells

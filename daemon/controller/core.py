@@ -12,8 +12,10 @@ from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.ledger import Ledger
 from agentcgroup.daemon.model import (
     Answer,
+    CallState,
     Feedback,
     FeedbackKind,
+    FreezeCause,
     Level,
     Report,
     Session,
@@ -139,6 +141,28 @@ class Core:
             ),
             lineage or (self._ledger.lineage(call) if call else (call_id,) if call_id else ()),
         )
+
+    # ---- standing still
+
+    def _freeze(self, call: ToolCall, cause: FreezeCause) -> bool:
+        """Stops every process of a begun call for `cause`; False: `cause` held it already."""
+        if cause in call.frozen_by:
+            return False
+        if not call.frozen_by:
+            self._host.freeze_call(call.id, True)
+            call.state = CallState.FROZEN
+        call.frozen_by.add(cause)
+        return True
+
+    def _thaw(self, call: ToolCall, cause: FreezeCause) -> bool:
+        """Takes `cause` back; True: it was the last one and the call goes on."""
+        if cause not in call.frozen_by:
+            return False
+        if call.frozen_by == {cause} and call.state is CallState.FROZEN:
+            self._host.freeze_call(call.id, False)
+            call.state = CallState.RUNNING
+        call.frozen_by.discard(cause)
+        return not call.frozen_by
 
     # ---- time and tasks
 
