@@ -96,6 +96,8 @@ class CallConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deadline: DurationMs = 0
     on_exceed: OnExceed = OnExceed.STOP
     throttle_limit: DurationMs = 30_000
+    # Tell tools in their environment how many CPUs and how much memory they have ("truth"), or do not ("plain").
+    environment: str = "truth"
     # How long a grant is held before the call begins.
     grant_lifetime: DurationMs = 30_000
     # How much more likely than others a tool is chosen by the OOM killer of session or host.
@@ -193,6 +195,7 @@ def _check_values(config: Config, source: str) -> None:
         (session.calls_max > 0, "session.calls_max is at least 1"),
         (config.call.pids_max > 0, "call.pids_max is at least 1"),
         (config.call.memory > 0, "call.memory is more than 0"),
+        (config.call.environment in ("truth", "plain"), "call.environment is 'truth' or 'plain'"),
         (config.call.grant_lifetime >= 1000, "call.grant_lifetime is at least 1s"),
         (os.path.isabs(config.daemon.run_dir), "daemon.run_dir is an absolute path"),
         (os.path.isabs(config.daemon.state_dir), "daemon.state_dir is an absolute path"),

@@ -20,6 +20,7 @@ Reply (daemon -> launcher): any number of `status=queued`, then exactly one of t
     status=granted|trimmed|queued|refused|invalid     invalid: the request is wrong; message= says where
     call=ID   message=TEXT   suggestion=TEXT   notice=TEXT (any number)
     env=NAME=VALUE                                    to be set for the tool, any number
+    default=NAME=VALUE                                the same, unless the caller has set it; older launchers skip it
 
 After `granted` or `trimmed` the process is in its cgroup; the launcher executes the tool and thereby closes
 the socket (close-on-exec). A daemon that goes away mid-way is a closed socket: the launcher then does as its
@@ -75,6 +76,7 @@ class Reply:
     suggestion: str = ""
     notices: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+    defaults: tuple[tuple[str, str], ...] = ()
 
 
 def _records(packet: bytes) -> list[tuple[str, str]]:
@@ -157,6 +159,7 @@ def encode_reply(reply: Reply) -> bytes:
     pairs: list[tuple[str, str]] = [("status", reply.status)]
     pairs += ((key, value) for key, value in (("call", reply.call_id),) if value)
     pairs += (("env", f"{name}={value}") for name, value in reply.environment)
+    pairs += (("default", f"{name}={value}") for name, value in reply.defaults)
     texts: Sequence[tuple[str, str]] = (
         ("message", reply.message),
         ("suggestion", reply.suggestion),
@@ -177,13 +180,13 @@ def decode_reply(packet: bytes) -> Reply:
     """The reply in `packet`. Raises BadMessage."""
     single: dict[str, str] = {}
     notices: list[str] = []
-    environment: list[tuple[str, str]] = []
+    variables: dict[str, list[tuple[str, str]]] = {"env": [], "default": []}
     for key, value in _records(packet):
         if key == "notice":
             notices.append(value)
-        elif key == "env":
+        elif key in variables:
             name, _, text = value.partition("=")
-            environment.append((name, text))
+            variables[key].append((name, text))
         else:
             single[key] = value
     if single.get("status") not in set(Status):
@@ -194,5 +197,6 @@ def decode_reply(packet: bytes) -> Reply:
         message=single.get("message", ""),
         suggestion=single.get("suggestion", ""),
         notices=tuple(notices),
-        environment=tuple(environment),
+        environment=tuple(variables["env"]),
+        defaults=tuple(variables["default"]),
     )

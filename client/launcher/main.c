@@ -79,6 +79,23 @@ static void without_answer(const struct options *options, const char *cause)
 		exit(EXIT_UNREACHABLE);
 }
 
+static void out_of_memory(void)
+{
+	complain("out of memory", NULL);
+	exit(EXIT_INTERNAL);
+}
+
+// Whether the caller has the variable of NAME=VALUE in the environment already, whatever its value.
+static bool is_set(const char *variable)
+{
+	size_t length = (size_t)(strchr(variable, '=') - variable) + 1;
+
+	for (char **each = environ; *each; each++)
+		if (strncmp(*each, variable, length) == 0)
+			return true;
+	return false;
+}
+
 // Ends the process when the answer is no.
 static void with_answer(const struct options *options, const struct reply *reply)
 {
@@ -102,16 +119,17 @@ static void with_answer(const struct options *options, const struct reply *reply
 	if (!placed)
 		exit(exit_status);
 	for (char *env = packet_next(&answer, "env", NULL); env; env = packet_next(&answer, "env", env))
-		if (putenv(env) != 0) {
-			complain("out of memory", NULL);
-			exit(EXIT_INTERNAL);
-		}
+		if (putenv(env) != 0)
+			out_of_memory();
+	for (char *set = packet_next(&answer, "default", NULL); set; set = packet_next(&answer, "default", set))
+		if (!is_set(set) && putenv(set) != 0)
+			out_of_memory();
 }
 
 static int run(int argc, char **argv)
 {
 	static struct options options;
-	static char path[MOST_PATH];
+	static char path[MOST_PATH], feedback[MOST_PATH + sizeof(FEEDBACK_NAME)];
 	struct sigaction ignore = {.sa_handler = SIG_IGN}, before;
 	struct reply reply;
 	const char *cause;
@@ -131,10 +149,10 @@ static int run(int argc, char **argv)
 		without_answer(&options, cause);
 	else
 		with_answer(&options, &reply);
-	if (setenv(ENV_SESSION_DIR, options.session_dir, 1) != 0) {
-		complain("out of memory", NULL);
-		return EXIT_INTERNAL;
-	}
+	strcpy(feedback, options.session_dir);
+	strcat(feedback, "/" FEEDBACK_NAME);
+	if (setenv(ENV_SESSION_DIR, options.session_dir, 1) != 0 || setenv(ENV_FEEDBACK, feedback, 1) != 0)
+		out_of_memory();
 	sigaction(SIGPIPE, &before, NULL);
 	command_execute(path, options.command);
 	status = errno == ENOENT || errno == ENOTDIR ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE;

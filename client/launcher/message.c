@@ -70,6 +70,7 @@ static const char *or_empty(const char *text)
 
 const char *reply_parse(struct packet *packet, struct reply *reply)
 {
+	static const char *const variables[] = {"env", "default"};
 	const char *status;
 	size_t i;
 
@@ -82,10 +83,11 @@ const char *reply_parse(struct packet *packet, struct reply *reply)
 	for (char *record = record_after(packet, packet->bytes); record; record = record_after(packet, record))
 		if (!strchr(record, '='))
 			return "its answer has a record without '='";
-	for (char *env = packet_next(packet, "env", NULL); env; env = packet_next(packet, "env", env))
-		// putenv() of a text without '=' would take the variable away.
-		if (!strchr(env, '=') || *env == '=')
-			return "its answer sets a variable without a name";
+	for (i = 0; i < sizeof(variables) / sizeof(*variables); i++)
+		for (char *set = packet_next(packet, variables[i], NULL); set; set = packet_next(packet, variables[i], set))
+			// putenv() of a text without '=' would take the variable away.
+			if (!strchr(set, '=') || *set == '=')
+				return "its answer sets a variable without a name";
 	status = last(packet, "status");
 	if (!status)
 		return "its answer has no status";

@@ -24,6 +24,7 @@ from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Door as DoorName
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import Answer, CallLimits, Decision, ToolCall
+from agentcgroup.daemon.policy import truth
 from agentcgroup.daemon.ports import Process
 from agentcgroup.proto.launch import (
     MOST_BYTES,
@@ -244,7 +245,8 @@ class LaunchDoor:
                 return _refusal(answer)
         # From here on the controller closes the pidfd, whatever happens.
         self._controller.begin_pidfd(self._session, answer.call_id, pid, fds.pop())
-        return _grant(self._session, answer)
+        around = self._controller.surroundings(self._controller.call(self._session, answer.call_id))
+        return _grant(self._session, answer, around, self._controller.config.call.environment == "truth")
 
     @staticmethod
     def _pid_to_place(peer: Peer, fds: list[int]) -> int:
@@ -300,7 +302,7 @@ def _refusal(answer: Answer) -> Reply:
     )
 
 
-def _grant(session: str, answer: Answer) -> Reply:
+def _grant(session: str, answer: Answer, around: truth.Surroundings, tells_tools: bool) -> Reply:
     assert answer.limits is not None
     return Reply(
         _STATUS_OF_DECISION[answer.decision],
@@ -308,18 +310,21 @@ def _grant(session: str, answer: Answer) -> Reply:
         message=answer.message,
         suggestion=answer.suggestion,
         notices=answer.notices,
-        environment=environment(session, answer.call_id, answer.limits),
+        environment=environment(session, answer.call_id, answer.limits, around),
+        defaults=truth.defaults(answer.limits, around) if tells_tools else (),
     )
 
 
-def environment(session: str, call_id: str, limits: CallLimits) -> tuple[tuple[str, str], ...]:
-    """What the tool finds in its environment about itself; what is not limited is not there."""
+def environment(
+    session: str, call_id: str, limits: CallLimits, around: truth.Surroundings
+) -> tuple[tuple[str, str], ...]:
+    """What the tool finds in its environment about itself; what is not limited at any level is not there."""
     known = (
         ("AGENTCGROUP_CALL_ID", call_id),
         ("AGENTCGROUP_SESSION", session),
         ("AGENTCGROUP_MEMORY_BYTES", limits.memory_bytes),
-        ("AGENTCGROUP_MEMORY_MAX_BYTES", limits.memory_max_bytes),
-        ("AGENTCGROUP_CPU_MILLI", limits.cpu_milli),
+        ("AGENTCGROUP_MEMORY_MAX_BYTES", truth.memory_max_bytes(limits, around)),
+        ("AGENTCGROUP_CPU_MILLI", truth.cpu_milli(limits, around)),
         ("AGENTCGROUP_PIDS_MAX", limits.pids_max),
     )
     return tuple((name, str(value)) for name, value in known if value is not None)

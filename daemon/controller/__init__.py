@@ -4,8 +4,8 @@ import os
 
 from agentcgroup import __version__
 from agentcgroup.daemon.controller.sessions import Sessions
-from agentcgroup.daemon.model import HostStatus, Level, SessionLimits
-from agentcgroup.daemon.policy import admission
+from agentcgroup.daemon.model import HostStatus, Level, SessionLimits, ToolCall
+from agentcgroup.daemon.policy import admission, truth
 
 # Free memory, as a share of what the session's calls may use, below which an agent should think of memory.
 _TIGHT, _CRITICAL = 0.25, 0.05
@@ -37,6 +37,16 @@ class Controller(Sessions):
             pids_available=max(0, pids - (usage.pids_current if usage.pids_current is not None else 0)),
             level=Level.CRITICAL if share < _CRITICAL else Level.TIGHT if share < _TIGHT else Level.AMPLE,
             not_enforced=self._host.not_enforced,
+        )
+
+    def surroundings(self, call: ToolCall) -> truth.Surroundings:
+        """The caps around a call, innermost first."""
+        budget = self._ledger.session(call.session).budget
+        outer = [self._ledger.call(call.session, each).limits for each in self._ledger.lineage(call)[1:]]
+        return truth.Surroundings(
+            cpu_milli=(*(each.cpu_milli for each in outer), budget.cpu_milli),
+            host_cpu_milli=self._host.cpu_capacity_milli,
+            memory_bytes=(*(each.memory_max_bytes for each in outer), budget.calls_memory_bytes),
         )
 
     def host(self) -> HostStatus:

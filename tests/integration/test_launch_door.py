@@ -75,11 +75,29 @@ async def test_a_tool_is_in_its_call_when_the_launcher_hears_the_answer(daemon: 
     assert daemon.host.calls == {}
 
 
-async def test_what_is_not_limited_is_not_in_the_environment(daemon: Daemon) -> None:
+async def test_an_uncapped_tool_is_told_what_there_is_and_not_how_many_workers_to_start(
+    daemon: Daemon,
+) -> None:
     await daemon.open("web")
     caller, reply = await daemon.launch("web")
-    assert "AGENTCGROUP_CPU_MILLI" not in dict(reply.environment)
-    assert "AGENTCGROUP_MEMORY_MAX_BYTES" in dict(reply.environment)
+    told = dict(reply.environment)
+    assert told["AGENTCGROUP_CPU_MILLI"] == str(daemon.host.cpu_capacity_milli)
+    assert told["AGENTCGROUP_MEMORY_MAX_BYTES"] == str(4 * GIB - 256 * MIB)
+    assert [name for name, _ in reply.defaults] == ["GOMEMLIMIT"]
+    await caller.exit()
+
+
+async def test_a_capped_tool_is_told_how_many_workers_make_sense(daemon: Daemon) -> None:
+    await daemon.open("web", cpu_milli=1000)
+    caller, reply = await daemon.launch("web", Request({"memory": "64M", "memory-max": "100M"}))
+    assert dict(reply.environment)["AGENTCGROUP_CPU_MILLI"] == "1000"
+    assert dict(reply.defaults) == {
+        "OMP_NUM_THREADS": "1",
+        "GOMAXPROCS": "1",
+        "PYTHON_CPU_COUNT": "1",
+        "PYTEST_XDIST_AUTO_NUM_WORKERS": "1",
+        "GOMEMLIMIT": f"{90 * MIB}B",
+    }
     await caller.exit()
 
 

@@ -103,6 +103,8 @@ def test_the_tool_learns_its_limits_from_its_environment(daemon: RunningDaemon, 
     assert environment["AGENTCGROUP_MEMORY_MAX_BYTES"] == str(200 << 20)
     assert environment["AGENTCGROUP_CPU_MILLI"] == "500"
     assert environment["AGENTCGROUP_SESSION"] == session
+    # GNU nproc heeds OMP_NUM_THREADS, so a make -j$(nproc) fits the call.
+    assert run(daemon, session, "nproc", options=("--cpu", "0.5"))[1] == "1\n"
 
 
 def test_what_a_call_leaves_behind_is_killed_and_counted(

@@ -36,6 +36,8 @@ int main(void)
 			print_hex("notice", value);
 		for (char *value = NULL; (value = packet_next(&packet, "env", value));)
 			print_hex("env", value);
+		for (char *value = NULL; (value = packet_next(&packet, "default", value));)
+			print_hex("default", value);
 		putchar('\n');
 	}
 	return 0;

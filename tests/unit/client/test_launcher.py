@@ -24,9 +24,39 @@ def test_a_granted_tool_gets_its_environment_and_keeps_the_pid_that_asked(
     door: Door, run: RunLauncher, tmp_path: Path
 ) -> None:
     with door([GRANTED]) as at:
-        done = run("--", "sh", "-c", 'echo "$$ $AGENTCGROUP_CALL_ID $AGENTCGROUP_SESSION_DIR"; exit 7')
-    assert done.stdout.split() == [str(at.heard[0].pid), "c1", str(tmp_path)]
+        done = run(
+            "--",
+            "sh",
+            "-c",
+            'echo "$$ $AGENTCGROUP_CALL_ID $AGENTCGROUP_SESSION_DIR $AGENTCGROUP_FEEDBACK"; exit 7',
+        )
+    assert done.stdout.split() == [str(at.heard[0].pid), "c1", str(tmp_path), f"{tmp_path}/feedback.json"]
     assert (done.returncode, done.stderr) == (7, "")
+
+
+def test_a_default_stands_aside_for_what_the_caller_has_set(
+    door: Door, launcher: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    reply = Reply(Status.GRANTED, "c1", defaults=(("OMP_NUM_THREADS", "2"), ("GOMAXPROCS", "2")))
+    with door([reply]):
+        done = subprocess.run(
+            [
+                launcher,
+                "run",
+                "--session-dir",
+                tmp_path,
+                "--",
+                "sh",
+                "-c",
+                'echo "$OMP_NUM_THREADS,$GOMAXPROCS"',
+            ],
+            env=environment | {"GOMAXPROCS": "", "GOMAXPROCS_X": "9"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2,\n", "")
 
 
 def test_every_option_reaches_the_daemon_as_it_was_written(door: Door, run: RunLauncher) -> None:

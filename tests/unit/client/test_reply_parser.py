@@ -50,11 +50,12 @@ def _by_proto(packet: bytes) -> str:
         reply = decode_reply(packet)
     except BadMessage:
         return "bad"
-    if any(not name for name, _ in reply.environment):
+    if any(not name for name, _ in reply.environment + reply.defaults):
         return "bad"
     told = [f"ok {reply.status}", f"call={_hex(reply.call_id)}", f"message={_hex(reply.message)}"]
     told += [f"suggestion={_hex(reply.suggestion)}", *(f"notice={_hex(each)}" for each in reply.notices)]
     told += [f"env={_hex(f'{name}={value}')}" for name, value in reply.environment]
+    told += [f"default={_hex(f'{name}={value}')}" for name, value in reply.defaults]
     return " ".join(told)
 
 
@@ -68,6 +69,7 @@ _replies = st.builds(
     suggestion=_values,
     notices=st.lists(_values.filter(bool), max_size=4).map(tuple),
     environment=st.lists(st.tuples(_names, _values), max_size=4).map(tuple),
+    defaults=st.lists(st.tuples(_names, _values), max_size=4).map(tuple),
 )
 # Records that are nearly right, in any order, cut anywhere.
 _records = st.one_of(
