@@ -9,6 +9,8 @@ from enum import StrEnum
 from typing import Final
 
 from agentcgroup.proto.words import (
+    Action as Action,
+    Actor as Actor,
     CallState as CallState,
     CpuClass as CpuClass,
     Decision as Decision,
@@ -235,6 +237,46 @@ class Feedback:
     answer: Answer | None = None
     report: Report | None = None
     lost: int = 0
+
+
+def event_id(number: int) -> str:
+    """The id of event `number`, which is the microsecond of the decision or, when that is taken, the next free one.
+
+    Ids of equal length rise as text, too.
+    """
+    return f"e-{number:013x}"
+
+
+# What a decision was made from: names as in this module (units in them), in the order they were given.
+Inputs = tuple[tuple[str, int | str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One decision: who, what, why, from which numbers. `call_id` "": about the session; `session` "": about the host."""
+
+    id: str
+    at_ns: int
+    session: str
+    call_id: str
+    actor: Actor
+    action: Action
+    reason: str
+    inputs: Inputs = ()
+    # When something else follows unless things change.
+    deadline_at_ns: int | None = None
+    # Decided and said, but not done.
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What the history knows of one call: its end, when it has ended, and every decision about it, oldest first."""
+
+    entry: HistoryEntry | None
+    events: tuple[Event, ...]
+    # Older events that did not fit.
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

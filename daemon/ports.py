@@ -11,6 +11,7 @@ from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
     Capability,
+    Event,
     ExitStatus,
     HistoryEntry,
     OomCounters,
@@ -141,6 +142,13 @@ class Doors(Protocol):
 class History(Protocol):
     def record(self, entry: HistoryEntry) -> None:
         """Keeps `entry`; never blocks and never fails: what cannot be kept is counted."""
+
+    def note(self, event: Event) -> None:
+        """Keeps a decision, in the same way."""
+
+    @property
+    def last_event_number(self) -> int:
+        """The number of the newest event kept before this start, 0 for none; see `event_id`."""
 
 
 class Clock(Protocol):

@@ -101,6 +101,45 @@ class Level(StrEnum):
     CRITICAL = "critical"
 
 
+class Actor(StrEnum):
+    """Who decided something."""
+
+    AGENT = "agent"
+    OPERATOR = "operator"
+    POLICY = "policy"
+    KERNEL = "kernel"
+    DAEMON = "daemon"
+
+
+class Action(StrEnum):
+    """What was decided: the words of the decision log."""
+
+    OPENED = "opened"
+    CLOSED = "closed"
+    GRANTED = "granted"
+    TRIMMED = "trimmed"
+    QUEUED = "queued"
+    REFUSED = "refused"
+    LAPSED = "lapsed"  # a grant, or a place in the queue, was given back unused
+    BEGUN = "begun"
+    EXTENDED = "extended"
+    THROTTLED = "throttled"
+    WARNED = "warned"
+    CLAMPED = "clamped"
+    SLOWED = "slowed"
+    RELEASED = "released"
+    FROZEN = "frozen"
+    THAWED = "thawed"
+    KILLED = "killed"
+    RECLAIMED = "reclaimed"
+    PROTECTED = "protected"
+    RELIMITED = "relimited"
+    PRIORITISED = "prioritised"
+    DRAINED = "drained"
+    RELOADED = "reloaded"
+    ENDED = "ended"
+
+
 class FeedbackKind(StrEnum):
     """What a message on the stream is about."""
 

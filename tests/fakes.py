@@ -17,6 +17,7 @@ from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
     Capability,
+    Event,
     ExitStatus,
     HistoryEntry,
     OomCounters,
@@ -46,9 +47,14 @@ class FakeHistory:
     """Keeps entries, newest first when listed; the page token is the number of entries given so far."""
 
     entries: list[HistoryEntry] = field(default_factory=list)
+    noted: list[Event] = field(default_factory=list)
+    last_event_number: int = 0
 
     def record(self, entry: HistoryEntry) -> None:
         self.entries.append(entry)
+
+    def note(self, event: Event) -> None:
+        self.noted.append(event)
 
     def list(
         self, session: str = "", verdict: Verdict | None = None, page_size: int = 0, page_token: str = ""

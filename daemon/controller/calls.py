@@ -8,6 +8,8 @@ from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THRO
 from agentcgroup.daemon.controller.ending import Endings
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import (
+    Action,
+    Actor,
     Answer,
     CallLimits,
     CallState,
@@ -24,7 +26,7 @@ from agentcgroup.daemon.model import (
     ToolCall,
     Usage,
 )
-from agentcgroup.daemon.policy import admission, resize
+from agentcgroup.daemon.policy import admission, grounds, resize
 from agentcgroup.daemon.policy.intent import bounded_command, check
 from agentcgroup.daemon.ports import Location, Process
 
@@ -68,11 +70,12 @@ class Calls(Endings):
         check(intent)
         owner = self._ledger.session(session)
         parent = self._ledger.live_call(session, parent_id) if parent_id else None
-        ruling = admission.admit(
-            intent, self._session_view(owner), self._host_view(), self._parent_view(parent), self._defaults
-        )
+        views = self._session_view(owner), self._host_view(), self._parent_view(parent)
+        ruling = admission.admit(intent, *views, self._defaults)
         self.counters.answer(ruling.decision, ruling.reason)
+        because = grounds.of_ruling(intent, ruling.limits, *views)
         if ruling.limits is None:
+            self._decided(Action.REFUSED, session, ruling.message, because=because)
             answer = Answer(
                 ruling.decision,
                 ruling.message,
@@ -93,6 +96,7 @@ class Calls(Endings):
             declared_at_ns=now_ns,
         )
         self._ledger.add_call(call)
+        self._decided(Action(ruling.decision), session, ruling.message, call=call, because=because)
         lifetime_ms = self.config.call.grant_lifetime
         self._arm(GRANT_TIMER, call.id, lifetime_ms, lambda: self._lapse(call))
         return Answer(
@@ -211,6 +215,7 @@ class Calls(Endings):
     def _say_started(self, call: ToolCall) -> None:
         command = " ".join(call.intent.command) or f"process {call.pid}"
         words = f"Started {command[:120]!r}."
+        self._decided(Action.BEGUN, call.session, words, call=call, actor=Actor.AGENT, pid=call.pid)
         self._say(FeedbackKind.STARTED, call.session, words, call=call, level=Level.AMPLE)
 
     def _follow(self, call: ToolCall, pidfd: int) -> None:
@@ -265,6 +270,14 @@ class Calls(Endings):
         )
         if ruling.limits is not None:
             self._relimit(call, ruling.limits)
+        self._decided(
+            Action.REFUSED if ruling.decision is Decision.REFUSED else Action.RELIMITED,
+            call.session,
+            ruling.message,
+            call=call,
+            actor=Actor.OPERATOR if session is None else Actor.AGENT,
+            because=grounds.of_ruling(intent, ruling.limits, session_view, host_view, parent_view),
+        )
         kind = FeedbackKind.REFUSED if ruling.decision is Decision.REFUSED else FeedbackKind.ADJUSTED
         self._say(kind, call.session, ruling.message, call=call, advice=ruling.suggestion, answer=answer)
         return answer
@@ -285,6 +298,7 @@ class Calls(Endings):
             raise RequestError(Kind.STATE, f"call {call.id} has not begun", "", "call_id")
         if self._freeze(call, FreezeCause.OPERATOR):
             words = f"Frozen by the operator{': ' + reason if reason else ''}; nothing is lost, it goes on when thawed."
+            self._decided(Action.FROZEN, call.session, words, call=call, actor=Actor.OPERATOR)
             self._say(FeedbackKind.FROZEN, call.session, words, call=call)
         return call
 
@@ -293,6 +307,7 @@ class Calls(Endings):
         call = self._ledger.live_call(None, call_id)
         if self._thaw(call, FreezeCause.OPERATOR):
             words = "Thawed by the operator; the call goes on."
+            self._decided(Action.THAWED, call.session, words, call=call, actor=Actor.OPERATOR)
             self._say(FeedbackKind.THAWED, call.session, words, call=call)
         return call
 
@@ -311,11 +326,24 @@ class Calls(Endings):
         if limit_ms is None or (THROTTLE_TIMER, call.id) in self._timers:
             return
         self._arm(THROTTLE_TIMER, call.id, limit_ms, lambda: self._throttle_over(call))
+        words = (
+            f"The call is over what it declared ({call.limits.memory_bytes >> 20} MiB) and is being slowed down; "
+            f"it will be stopped in {limit_ms / 1000:g} s if it stays there."
+        )
+        self._decided(
+            Action.THROTTLED,
+            call.session,
+            words,
+            call=call,
+            actor=Actor.KERNEL,
+            deadline_at_ns=self._clock.now_ns() + limit_ms * 1_000_000,
+            memory_high_bytes=call.limits.memory_high_bytes,
+            throttle_limit_ms=limit_ms,
+        )
         self._say(
             FeedbackKind.WARNING,
             call.session,
-            f"The call is over what it declared ({call.limits.memory_bytes >> 20} MiB) and is being slowed down; "
-            f"it will be stopped in {limit_ms / 1000:g} s if it stays there.",
+            words,
             call=call,
             level=Level.CRITICAL,
             advice=f"Release memory, or raise it: `agentcg call set {call.id} --memory {call.limits.memory_bytes >> 19}M`.",
@@ -329,6 +357,15 @@ class Calls(Endings):
         # Below nine tenths of memory.high the kernel no longer throttles; the clock starts afresh at the
         # next time.
         if current is not None and high is not None and current < high * 9 // 10:
+            words = "Below its soft limit again when its time was over; it goes on."
+            self._decided(
+                Action.RELEASED,
+                call.session,
+                words,
+                call=call,
+                memory_current_bytes=current,
+                memory_high_bytes=high,
+            )
             return
         self._kill(call, KillReason.THROTTLE_LIMIT)
 

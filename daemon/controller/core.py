@@ -11,8 +11,11 @@ from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.ledger import Ledger
 from agentcgroup.daemon.model import (
+    Action,
+    Actor,
     Answer,
     CallState,
+    Event,
     Feedback,
     FeedbackKind,
     FreezeCause,
@@ -20,8 +23,10 @@ from agentcgroup.daemon.model import (
     Report,
     Session,
     ToolCall,
+    event_id,
 )
 from agentcgroup.daemon.policy.admission import CallDefaults, HostView, ParentView, SessionView
+from agentcgroup.daemon.policy.grounds import NO_GROUNDS, Grounds
 from agentcgroup.daemon.ports import Clock, Doors, History, Host
 
 log = logging.getLogger("agentcgroup.controller")
@@ -60,6 +65,7 @@ class Core:
         self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._started_at_ns = clock.now_ns()
+        self._last_event_number = history.last_event_number
         defaults = config.call
         self._defaults = CallDefaults(
             memory_bytes=defaults.memory,
@@ -141,6 +147,43 @@ class Core:
             ),
             lineage or (self._ledger.lineage(call) if call else (call_id,) if call_id else ()),
         )
+
+    def _decided(
+        self,
+        action: Action,
+        session: str,
+        reason: str,
+        *,
+        call: ToolCall | None = None,
+        actor: Actor = Actor.POLICY,
+        deadline_at_ns: int | None = None,
+        because: Grounds = NO_GROUNDS,
+        **inputs: int | str | None,
+    ) -> str:
+        """Writes a decision into the log; the id of its event.
+
+        `because` and `inputs` are the numbers it was made from, with units in their names; None, unknown, is left out.
+        `reason` is a sentence with the numbers that matter. `deadline_at_ns` is when the next rung follows.
+        """
+        at_ns = self._clock.now_ns()
+        # Above every id given before, also when the clock was set back.
+        self._last_event_number = max(self._last_event_number + 1, at_ns // 1000)
+        event = Event(
+            id=event_id(self._last_event_number),
+            at_ns=at_ns,
+            session=session,
+            call_id=call.id if call else "",
+            actor=actor,
+            action=action,
+            reason=reason,
+            inputs=tuple(
+                (name, value) for name, value in {**because, **inputs}.items() if value is not None
+            ),
+            deadline_at_ns=deadline_at_ns,
+            dry_run=self.config.daemon.dry_run,
+        )
+        self._history.note(event)
+        return event.id
 
     # ---- standing still
 

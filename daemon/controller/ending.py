@@ -6,6 +6,8 @@ from typing import Final
 
 from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THROTTLE_TIMER, Core
 from agentcgroup.daemon.model import (
+    Action,
+    Actor,
     CallState,
     ExitStatus,
     FeedbackKind,
@@ -19,7 +21,7 @@ from agentcgroup.daemon.model import (
     Usage,
     Verdict,
 )
-from agentcgroup.daemon.policy import admission, advice
+from agentcgroup.daemon.policy import admission, advice, grounds
 from agentcgroup.daemon.policy.verdict import judge
 
 log = logging.getLogger("agentcgroup.controller")
@@ -33,6 +35,17 @@ STATUS_DEADLINE_S: Final = 2.0
 
 # Ends that are the agent's business at once, not only when it asks.
 _CALM: Final = frozenset({Verdict.OK, Verdict.EXIT_CODE, Verdict.NOT_BEGUN})
+
+# On whose account the daemon kills, and who else ends calls.
+_KILLERS: Final = {
+    KillReason.DEADLINE: Actor.POLICY,
+    KillReason.THROTTLE_LIMIT: Actor.POLICY,
+    KillReason.OPERATOR: Actor.OPERATOR,
+    KillReason.FINISHED: Actor.AGENT,
+}
+_BY_KERNEL: Final = frozenset(
+    {Verdict.MEMORY_LIMIT_CALL, Verdict.MEMORY_LIMIT_SESSION, Verdict.MEMORY_LIMIT_HOST, Verdict.PIDS_LIMIT}
+)
 
 
 class Endings(Core):
@@ -62,6 +75,14 @@ class Endings(Core):
             nested.kill_reason, nested.kill_note = (reason, note) if whole else (KillReason.PARENT_END, "")
         call.kill_reason, call.kill_note = reason, note
         self.counters.killed(reason)
+        self._decided(
+            Action.KILLED,
+            call.session,
+            grounds.kill_words(reason, note, call.limits),
+            call=call,
+            actor=_KILLERS.get(reason, Actor.DAEMON),
+            kill_reason=reason,
+        )
         self._begin_end(call)
 
     def _begin_end(self, call: ToolCall) -> None:
@@ -117,6 +138,14 @@ class Endings(Core):
         report = self._worded(call, verdict, usage, oom.victim)
         call.report = report
         self._history.record(HistoryEntry(report, call.intent, call.limits, call.decision, call.parent_id))
+        self._decided(
+            Action.ENDED,
+            call.session,
+            report.message,
+            call=call,
+            actor=Actor.KERNEL if verdict in _BY_KERNEL else Actor.DAEMON,
+            because=grounds.of_end(report, oom, call.kill_reason),
+        )
         self.counters.call_ended(report, session.priority, call.intent.cpu_class)
         self._say(
             FeedbackKind.ENDED,
@@ -172,6 +201,7 @@ class Endings(Core):
         call.state = CallState.ENDED
         self._ledger.remove_call(call)
         call.report = self._worded(call, Verdict.NOT_BEGUN, Usage())
+        self._decided(Action.LAPSED, call.session, call.report.message, call=call, actor=Actor.DAEMON)
 
     # ---- told to end
 

@@ -7,6 +7,8 @@ from typing import Final
 from agentcgroup.daemon.controller.calls import Calls
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import (
+    Action,
+    Actor,
     Budget,
     BudgetRequest,
     CallState,
@@ -145,6 +147,16 @@ class Sessions(Calls):
             self._opening.discard(session.name)
         self._ledger.add_session(session)
         self.counters.session_opened()
+        self._decided(
+            Action.OPENED,
+            session.name,
+            "Session opened.",
+            actor=Actor.OPERATOR,
+            priority=session.priority,
+            memory_max_bytes=session.budget.memory_max_bytes,
+            agent_memory_bytes=session.budget.agent_memory_bytes,
+            container_id=session.container_id or None,
+        )
         self._say(FeedbackKind.SESSION, session.name, "Session opened.")
         return session
 
@@ -184,31 +196,49 @@ class Sessions(Calls):
         resize.check_shrink(budget, old, session.memory_reserved_bytes, self.session_usage(session), host)
         self._host.apply_budget(session, budget)
         self._ledger.rebudget(session, budget.agent_memory_bytes)
+        words = f"The operator changed the session's limits: {budget.memory_max_bytes >> 20} MiB in all."
+        if priority is not None and priority is not session.priority:
+            self._decided(
+                Action.PRIORITISED,
+                name,
+                f"The operator changed the session's priority from {session.priority} to {priority}.",
+                actor=Actor.OPERATOR,
+                priority=priority,
+            )
+        if budget != old:
+            self._decided(
+                Action.RELIMITED,
+                name,
+                words,
+                actor=Actor.OPERATOR,
+                old_memory_max_bytes=old.memory_max_bytes,
+                memory_max_bytes=budget.memory_max_bytes,
+                agent_memory_bytes=budget.agent_memory_bytes,
+                cpu_milli=budget.cpu_milli,
+                cpu_weight=budget.cpu_weight,
+                pids_max=budget.pids_max,
+            )
         session.budget = budget
         session.priority = priority or session.priority
-        self._say(
-            FeedbackKind.SESSION,
-            name,
-            f"The operator changed the session's limits: {budget.memory_max_bytes >> 20} MiB in all.",
-        )
+        self._say(FeedbackKind.SESSION, name, words)
         return session
 
     def freeze_session(self, name: str, reason: str, include_agent: bool) -> Session:
         session = self._open_session(name)
         self._host.freeze_session(name, True, include_agent)
         session.state = SessionState.FROZEN
-        self._say(
-            FeedbackKind.FROZEN,
-            name,
-            f"The operator froze the session{': ' + reason if reason else ''}; nothing is lost.",
-        )
+        words = f"The operator froze the session{': ' + reason if reason else ''}; nothing is lost."
+        self._decided(Action.FROZEN, name, words, actor=Actor.OPERATOR, include_agent=int(include_agent))
+        self._say(FeedbackKind.FROZEN, name, words)
         return session
 
     def thaw_session(self, name: str) -> Session:
         session = self._open_session(name)
         self._host.freeze_session(name, False, True)
         session.state = SessionState.OPEN
-        self._say(FeedbackKind.THAWED, name, "The operator thawed the session.")
+        words = "The operator thawed the session."
+        self._decided(Action.THAWED, name, words, actor=Actor.OPERATOR)
+        self._say(FeedbackKind.THAWED, name, words)
         return session
 
     # ---- ending
@@ -218,6 +248,8 @@ class Sessions(Calls):
         session = self._open_session(name)
         killed = await self._end_calls(session, KillReason.OPERATOR, reason)
         if include_agent:
+            words = f"The operator killed the agent{': ' + reason if reason else ''}."
+            self._decided(Action.KILLED, name, words, actor=Actor.OPERATOR, calls_killed=killed)
             self._host.kill_agent(name)
         return killed
 
@@ -236,7 +268,11 @@ class Sessions(Calls):
     async def _close_session(self, session: Session, why: KillReason, note: str) -> None:
         self._refuse_new_calls(session)
         await self._end_calls(session, why, note)
-        self._say(FeedbackKind.SESSION, session.name, f"Session ended{': ' + note if note else ''}.")
+        words = f"Session ended{': ' + note if note else ''}."
+        self._decided(
+            Action.CLOSED, session.name, words, actor=Actor.DAEMON, calls_ended=session.calls_ended
+        )
+        self._say(FeedbackKind.SESSION, session.name, words)
         self.feed.end_session(session.name)
         if self._doors is not None:
             await self._doors.close(session.name)

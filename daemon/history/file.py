@@ -11,10 +11,10 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from agentcgroup.daemon.history import retention, rows, schema
-from agentcgroup.daemon.model import HistoryEntry
+from agentcgroup.daemon.history import events, retention, rows, schema
+from agentcgroup.daemon.model import Event, HistoryEntry
 
 LOGGER: Final = logging.getLogger(__name__)
 
@@ -23,9 +23,26 @@ EXPIRE_EVERY_S: Final = 3600.0
 # A file smaller than this cannot hold a useful history; a smaller bound counts as this.
 SIZE_MIN_BYTES: Final = 1 << 20
 
-_INSERT: Final = (
-    f"INSERT INTO calls ({', '.join(rows.COLUMNS)}) VALUES ({', '.join('?' * len(rows.COLUMNS))})"
-)
+# What the file keeps.
+Record = HistoryEntry | Event
+
+# An event that is there already was written by an attempt whose success was not heard of.
+_INSERTS: Final = {
+    "calls": f"INSERT INTO calls ({', '.join(rows.COLUMNS)}) VALUES ({', '.join('?' * len(rows.COLUMNS))})",
+    "events": (
+        f"INSERT OR IGNORE INTO events ({', '.join(events.COLUMNS)}) "
+        f"VALUES ({', '.join('?' * len(events.COLUMNS))})"
+    ),
+}
+
+
+class Encoded(NamedTuple):
+    """Records as rows, by table."""
+
+    calls: list[rows.Row]
+    events: list[rows.Row]
+    unwritable_calls: int
+    unwritable_events: int
 
 
 class HistoryFile:
@@ -53,17 +70,20 @@ class HistoryFile:
         self.written = 0
         self.unwritable = 0
         self.expired = 0
+        self.events_written = 0
+        self.events_unwritable = 0
+        self.events_expired = 0
         # None until the file was opened.
         self.entries: int | None = None
         self.size_on_disk_bytes: int | None = None
 
-    def write(self, entries: Sequence[HistoryEntry]) -> None:
-        """Commit `entries`, all or none, and keep the file in its bounds.
+    def write(self, records: Sequence[Record]) -> None:
+        """Commit `records`, all or none, and keep the file in its bounds.
 
-        An empty batch only looks after the file. A damaged file is set aside and `entries` begin a new one.
+        An empty batch only looks after the file. A damaged file is set aside and `records` begin a new one.
         Raises HistoryTrouble, with nothing written.
         """
-        encoded = self._encoded(entries)
+        encoded = self._encoded(records)
         try:
             try:
                 self._commit(self._opened(), encoded)
@@ -76,7 +96,8 @@ class HistoryFile:
         except (OSError, sqlite3.Error, schema.HistoryTrouble) as error:
             self.close()
             raise explain(error, self._path) from error
-        self.unwritable += len(entries) - len(encoded)
+        self.unwritable += encoded.unwritable_calls
+        self.events_unwritable += encoded.unwritable_events
 
     def close(self) -> None:
         """Close the file; SQLite folds the write-ahead log into it when it can."""
@@ -84,14 +105,21 @@ class HistoryFile:
         if database is not None:
             database.close()
 
-    def _encoded(self, entries: Sequence[HistoryEntry]) -> list[rows.Row]:
-        encoded = []
-        for entry in entries:
+    def _encoded(self, records: Sequence[Record]) -> Encoded:
+        calls: list[rows.Row] = []
+        decisions: list[rows.Row] = []
+        for record in records:
             try:
-                encoded.append(rows.encode(entry))
+                if isinstance(record, HistoryEntry):
+                    calls.append(rows.encode(record))
+                else:
+                    decisions.append(events.encode(record))
             except ValueError as error:
-                LOGGER.error("history: call %s cannot be written down: %s", entry.report.call_id, error)
-        return encoded
+                name = record.report.call_id if isinstance(record, HistoryEntry) else record.id
+                LOGGER.error("history: %s cannot be written down: %s", name, error)
+        unwritable_calls = sum(isinstance(each, HistoryEntry) for each in records) - len(calls)
+        unwritable_events = len(records) - len(calls) - len(decisions) - unwritable_calls
+        return Encoded(calls, decisions, unwritable_calls, unwritable_events)
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is not None and self._identity != _identity(self._path):
@@ -109,12 +137,13 @@ class HistoryFile:
                 return self._opened()
         return self._database
 
-    def _commit(self, database: sqlite3.Connection, encoded: Sequence[rows.Row]) -> None:
-        if not encoded:
+    def _commit(self, database: sqlite3.Connection, encoded: Encoded) -> None:
+        if not (encoded.calls or encoded.events):
             return
         database.execute("BEGIN IMMEDIATE")
         try:
-            database.executemany(_INSERT, encoded)
+            database.executemany(_INSERTS["calls"], encoded.calls)
+            database.executemany(_INSERTS["events"], encoded.events)
             database.execute("COMMIT")
         except BaseException:
             # A full disk has rolled back by itself (https://www.sqlite.org/lang_transaction.html,
@@ -122,20 +151,25 @@ class HistoryFile:
             if database.in_transaction:
                 database.execute("ROLLBACK")
             raise
-        self.written += len(encoded)
-        self.entries = (self.entries or 0) + len(encoded)
+        self.written += len(encoded.calls)
+        self.entries = (self.entries or 0) + len(encoded.calls)
+        self.events_written += len(encoded.events)
 
     def _keep_in_bounds(self, database: sqlite3.Connection) -> None:
-        deleted = retention.shrink_to(database, self._size_bytes)
+        self._count_expired(database, retention.shrink_to(database, self._size_bytes))
         if time.monotonic() >= self._expire_at:
-            deleted += retention.delete_older_than(database, self._now_ns() - self._keep_ms * 1_000_000)
+            before_ns = self._now_ns() - self._keep_ms * 1_000_000
+            self._count_expired(database, retention.delete_older_than(database, before_ns))
             self._expire_at = time.monotonic() + EXPIRE_EVERY_S
-        if deleted:
-            self.expired += deleted
-            self.entries = retention.count(database)
         self.size_on_disk_bytes = sum(
             os.path.getsize(name) for name in (self._path, f"{self._path}-wal") if os.path.exists(name)
         )
+
+    def _count_expired(self, database: sqlite3.Connection, deleted: retention.Deleted) -> None:
+        self.events_expired += deleted["events"]
+        if deleted["calls"]:
+            self.expired += deleted["calls"]
+            self.entries = retention.count(database)
 
     def _replace_damaged(self, why: str) -> None:
         self.close()

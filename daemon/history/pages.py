@@ -48,12 +48,17 @@ def make_query(session: str, verdict: Verdict | None, page_size: int, page_token
         if match is None:
             raise RequestError(
                 Kind.INVALID,
-                f"page_token {page_token[:40]!r} is none that ListHistory gave",
+                f"page_token {page_token[:40]!r} is none that this daemon gave",
                 "Begin again with an empty page_token",
                 "page_token",
             )
         before = int(match[1])
     return Query(session, verdict, min(page_size or SIZE_DEFAULT, SIZE_MAX), before)
+
+
+def token_before(number: int) -> str:
+    """The token of the page that goes on before row `number`."""
+    return f"before-{number}"
 
 
 def read(database: sqlite3.Connection, query: Query) -> tuple[list[HistoryEntry], str]:
@@ -79,7 +84,7 @@ def read(database: sqlite3.Connection, query: Query) -> tuple[list[HistoryEntry]
     taken = size_bytes = last = 0
     for number, *row in cursor:
         if taken == query.size or (taken and size_bytes >= PAGE_BYTES):
-            return entries, f"before-{last}"
+            return entries, token_before(last)
         taken, last = taken + 1, number
         size_bytes += sum(len(value) for value in row if isinstance(value, str))
         try:

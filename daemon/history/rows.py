@@ -97,9 +97,14 @@ def _row(entry: HistoryEntry) -> Row:
         _json(intent),
         None if entry.limits is None else _json(entry.limits),
     )
+    return checked(row)
+
+
+def checked(row: Row) -> Row:
+    """`row`, when SQLite will take it: it would refuse a whole batch for one value. Raises ValueError."""
     for value in row:
         if isinstance(value, str):
-            value.encode()  # SQLite would refuse the whole batch for one text that is no UTF-8
+            value.encode()
         elif value is not None and abs(value) > _INT64_MAX:
             raise ValueError(f"{value} does not fit 64 bits")
     return row
@@ -113,7 +118,8 @@ def _json(value: Usage | Intent | CallLimits) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """`text` as UTF-8, what is none written with backslashes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -123,15 +129,15 @@ def _printable(entry: HistoryEntry) -> HistoryEntry:
         entry,
         report=dataclasses.replace(
             report,
-            call_id=_clean(report.call_id),
-            session=_clean(report.session),
-            message=_clean(report.message),
-            advice=_clean(report.advice),
+            call_id=clean(report.call_id),
+            session=clean(report.session),
+            message=clean(report.message),
+            advice=clean(report.advice),
         ),
         intent=dataclasses.replace(
             intent,
-            command=tuple(_clean(word) for word in intent.command),
-            labels=tuple((_clean(key), _clean(value)) for key, value in intent.labels),
+            command=tuple(clean(word) for word in intent.command),
+            labels=tuple((clean(key), clean(value)) for key, value in intent.labels),
         ),
-        parent_call_id=_clean(entry.parent_call_id),
+        parent_call_id=clean(entry.parent_call_id),
     )

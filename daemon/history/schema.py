@@ -49,6 +49,25 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
         "CREATE INDEX calls_by_verdict ON calls (verdict, id)",
         "CREATE INDEX calls_by_end ON calls (ended_at_ns)",
     ),
+    (
+        """
+        CREATE TABLE events (
+            id INTEGER PRIMARY KEY,
+            at_ns INTEGER NOT NULL,
+            session TEXT NOT NULL,
+            call_id TEXT NOT NULL,
+            actor TEXT NOT NULL,
+            action TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            inputs TEXT NOT NULL,
+            deadline_at_ns INTEGER,
+            dry_run INTEGER NOT NULL
+        ) STRICT
+        """,
+        "CREATE INDEX events_by_call ON events (call_id, id)",
+        "CREATE INDEX events_by_session ON events (session, id)",
+        "CREATE INDEX calls_by_call ON calls (call_id)",
+    ),
 )
 
 # How long a statement waits for another process that holds the file.

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class DropCause(StrEnum):
-    """Why an ended call is not in the history."""
+    """Why an ended call, or a decision, is not in the history."""
 
     # Storage failed or was too slow for so long that the queue was full; the oldest entry waiting was
     # given up.
@@ -21,7 +21,7 @@ class DropCause(StrEnum):
 class HistoryStats:
     """One moment of the history.
 
-    `trouble` is empty when entries reach the file, else cause and next step.
+    `trouble` is empty when records reach the file, else cause and next step.
     """
 
     enabled: bool
@@ -30,6 +30,11 @@ class HistoryStats:
     dropped: Mapping[DropCause, int] = field(default_factory=dict)
     # Deleted by age or size since the start.
     expired: int = 0
+    # The same of decisions.
+    events_written: int = 0
+    events_dropped: Mapping[DropCause, int] = field(default_factory=dict)
+    events_expired: int = 0
+    # Calls and decisions.
     waiting: int = 0
     # None: the file could not be opened yet.
     entries: int | None = None

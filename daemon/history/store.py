@@ -1,4 +1,4 @@
-"""The store: `record` on the loop, one writer thread, and reads in the caller's thread.
+"""The store: `record` and `note` on the loop, one writer thread, and reads in the caller's thread.
 
 When the file cannot be written (full disk, lost rights, a lock, a newer schema) entries wait in the
 queue, the oldest give way when it is full, and the writer tries again, less and less often. A damaged
@@ -11,15 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from agentcgroup.daemon.config import HistoryConfig
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.history import pages, schema
-from agentcgroup.daemon.history.file import EXPIRE_EVERY_S, HistoryFile, explain
+from agentcgroup.daemon.history import events, pages, schema
+from agentcgroup.daemon.history.file import EXPIRE_EVERY_S, HistoryFile, Record, explain
 from agentcgroup.daemon.history.stats import DropCause, HistoryStats
 from agentcgroup.daemon.history.waiting import WaitingRoom
-from agentcgroup.daemon.model import HistoryEntry, Verdict
+from agentcgroup.daemon.model import Event, HistoryEntry, Story, Verdict
 
 LOGGER: Final = logging.getLogger(__name__)
 
@@ -29,9 +29,14 @@ RETRY_MAX_S: Final = 60.0
 SETTLE_S: Final = 3.0
 CLOSE_S: Final = 5.0
 
+Answered = TypeVar("Answered")
+# A page and the token of the next one, "" at the end.
+CallPage = tuple[list[HistoryEntry], str]
+EventPage = tuple[list[Event], str]
+
 
 class HistoryStore:
-    """Ended calls in the SQLite file at `path`, for `keep_ms` and up to `size_bytes`.
+    """Ended calls and decisions in the SQLite file at `path`, for `keep_ms` and up to `size_bytes`.
 
     Making one never fails: trouble with the file is in `stats`. `now_ns` is Unix time.
     """
@@ -52,7 +57,8 @@ class HistoryStore:
         )
         self._waiting = WaitingRoom()
         self._trouble: schema.HistoryTrouble | None = None
-        self._stopped_with = 0
+        # Before anything is decided, so that no id is given twice.
+        self._last_event_number = self._read_last_event_number()
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
         self._thread.start()
 
@@ -60,13 +66,35 @@ class HistoryStore:
         """Queue `entry` for the file. Never blocks on the disk and never raises."""
         self._waiting.put(entry)
 
+    def note(self, event: Event) -> None:
+        """Queue a decision for the file, in the same way."""
+        self._waiting.put(event)
+
+    @property
+    def last_event_number(self) -> int:
+        """The number of the newest event in the file when it was opened; 0 when none could be read."""
+        return self._last_event_number
+
+    def _read_last_event_number(self) -> int:
+        try:
+            database = schema.open_for_reading(self._path, self._migrations)
+            if database is None:
+                return 0
+            try:
+                return events.last_number(database)
+            finally:
+                database.close()
+        except (schema.HistoryTrouble, OSError, sqlite3.Error):
+            # No file yet, or trouble that the writer will meet and tell; ids begin at the clock.
+            return 0
+
     def list(
         self,
         session: str = "",
         verdict: Verdict | None = None,
         page_size: int = 0,
         page_token: str = "",
-    ) -> tuple[list[HistoryEntry], str]:
+    ) -> CallPage:
         """A page of entries, newest first, and the token of the next page, "" at the end.
 
         `session` "" and `verdict` None mean all; `page_size` 0 is 100, more than 1000 is 1000, and a
@@ -75,13 +103,34 @@ class HistoryStore:
         be read.
         """
         query = pages.make_query(session, verdict, page_size, page_token)
+        nothing: CallPage = ([], "")
+        return self._asked(lambda database: pages.read(database, query), nothing)
+
+    def events(
+        self, session: str = "", call_id: str = "", page_size: int = 0, page_token: str = ""
+    ) -> EventPage:
+        """A page of decisions, newest first; "" means all. Otherwise as `list`."""
+        query = pages.make_query(session, None, page_size, page_token)
+        nothing: EventPage = ([], "")
+        return self._asked(
+            lambda database: events.read_page(database, session, call_id, query.before, query.size), nothing
+        )
+
+    def story(self, call_id: str, session: str = "", since_ns: int = 0) -> Story:
+        """Every decision about a call, of `session` when that is not "", since `since_ns`. Blocks and raises as `list`."""
+        return self._asked(
+            lambda database: events.read_story(database, call_id, session, since_ns), Story(None, ())
+        )
+
+    def _asked(self, question: Callable[[sqlite3.Connection], Answered], of_nothing: Answered) -> Answered:
+        """What `question` finds in the file, everything recorded before included."""
         self._waiting.settle(SETTLE_S)
         try:
             database = schema.open_for_reading(self._path, self._migrations)
             if database is None:
-                return [], ""
+                return of_nothing
             try:
-                return pages.read(database, query)
+                return question(database)
             finally:
                 database.close()
         except (schema.HistoryTrouble, OSError, sqlite3.Error) as error:
@@ -106,11 +155,16 @@ class HistoryStore:
             trouble="" if trouble is None else str(trouble),
             written=file.written,
             dropped={
-                DropCause.QUEUE_FULL: self._waiting.displaced,
+                **self._waiting.lost_calls,
                 DropCause.UNWRITABLE: file.unwritable,
-                DropCause.STOPPED: self._stopped_with + self._waiting.refused,
             },
             expired=file.expired,
+            events_written=file.events_written,
+            events_dropped={
+                **self._waiting.lost_events,
+                DropCause.UNWRITABLE: file.events_unwritable,
+            },
+            events_expired=file.events_expired,
             waiting=self._waiting.depth,
             entries=file.entries,
             size_bytes=file.size_on_disk_bytes,
@@ -142,14 +196,14 @@ class HistoryStore:
                 "the history writer broke, see the log", "Restart agentcgroupd"
             )
         finally:
-            self._stopped_with = self._waiting.abandon()
+            left = self._waiting.abandon()
             self._file.close()
-        if self._stopped_with:
-            LOGGER.error("history: %d entries could not be written before the end", self._stopped_with)
+        if left:
+            LOGGER.error("history: %d records could not be written before the end", left)
 
     def _write_until_closed(self) -> None:
         # The first round opens the file, so that trouble shows at the start and not at the first call.
-        batch: Sequence[HistoryEntry] | None = []
+        batch: Sequence[Record] | None = []
         retry_s = 0.0
         while batch is not None:
             try:
@@ -173,7 +227,8 @@ class HistoryStore:
             LOGGER.warning("history: calls are not recorded: %s", trouble)
         elif trouble is None and before is not None:
             LOGGER.warning(
-                "history: calls are recorded again; %d were dropped so far", self._waiting.displaced
+                "history: calls are recorded again; %d were dropped so far",
+                self._waiting.lost_calls[DropCause.QUEUE_FULL],
             )
 
 
@@ -183,15 +238,36 @@ class DisabledHistory:
     def record(self, entry: HistoryEntry) -> None:
         """Forget `entry`."""
 
+    def note(self, event: Event) -> None:
+        """Forget `event`."""
+
+    @property
+    def last_event_number(self) -> int:
+        return 0
+
     def list(
         self,
         session: str = "",
         verdict: Verdict | None = None,
         page_size: int = 0,
         page_token: str = "",
-    ) -> tuple[list[HistoryEntry], str]:
+    ) -> CallPage:
         """Raises RequestError (STATE): there is no history to list."""
-        raise RequestError(
+        raise self._none()
+
+    def events(
+        self, session: str = "", call_id: str = "", page_size: int = 0, page_token: str = ""
+    ) -> EventPage:
+        """Raises RequestError (STATE)."""
+        raise self._none()
+
+    def story(self, call_id: str, session: str = "", since_ns: int = 0) -> Story:
+        """Raises RequestError (STATE)."""
+        raise self._none()
+
+    @staticmethod
+    def _none() -> RequestError:
+        return RequestError(
             Kind.STATE,
             "this agentcgroupd keeps no history: history.enabled is false",
             "Set history.enabled = true in its configuration and restart it",

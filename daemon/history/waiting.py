@@ -1,13 +1,15 @@
-"""The bounded queue between the loop, where calls end, and the thread that writes them down."""
+"""The bounded queue between the loop, where things are decided and calls end, and the thread that writes them down."""
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from typing import Final
 
-from agentcgroup.daemon.model import HistoryEntry
+from agentcgroup.daemon.history.file import Record
+from agentcgroup.daemon.history.stats import DropCause
+from agentcgroup.daemon.model import Event
 
-# Ten seconds of the busiest daemon we promise, a few MiB of memory.
-WAITING_MAX: Final = 2048
+# Ten seconds of the busiest daemon we promise, a call with its decisions each; some MiB of memory.
+WAITING_MAX: Final = 8192
 BATCH_MAX: Final = 256
 # How long the first entry of a batch waits for company.
 LINGER_S: Final = 0.5
@@ -18,22 +20,23 @@ class WaitingRoom:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: deque[HistoryEntry] = deque()
-        self._in_flight: list[HistoryEntry] = []
+        self._waiting: deque[Record] = deque()
+        self._in_flight: list[Record] = []
         self._hurry = False
         self._closing = False
         self._rounds = 0
         self._failing = False
-        self._displaced = 0
-        self._refused = 0
+        # What is lost here, for stats: read from any thread.
+        self.lost_calls: Counter[DropCause] = Counter()
+        self.lost_events: Counter[DropCause] = Counter()
 
     # ---- the producers --------------------------------------------------------------------------------
 
-    def put(self, entry: HistoryEntry) -> None:
+    def put(self, entry: Record) -> None:
         """Queue `entry`; the oldest waiting one gives way when there is no room."""
         with self._changed:
             if self._closing:
-                self._refused += 1
+                self._lose(entry, DropCause.STOPPED)
                 return
             self._waiting.append(entry)
             self._displace()
@@ -75,19 +78,9 @@ class WaitingRoom:
         """Entries queued or being written."""
         return len(self._waiting) + len(self._in_flight)
 
-    @property
-    def displaced(self) -> int:
-        """Entries that gave way since the start."""
-        return self._displaced
-
-    @property
-    def refused(self) -> int:
-        """Entries that came after `close`."""
-        return self._refused
-
     # ---- the writer -----------------------------------------------------------------------------------
 
-    def take(self, idle_s: float, *, retry: bool = False) -> list[HistoryEntry] | None:
+    def take(self, idle_s: float, *, retry: bool = False) -> list[Record] | None:
         """The next entries to write: none when `idle_s` passed without any, None when closed and empty.
 
         With `retry` the last attempt failed: wait `idle_s` whatever is queued.
@@ -129,15 +122,20 @@ class WaitingRoom:
         """Give up what is left. Returns how many entries that were."""
         with self._changed:
             self._closing = True
-            left = len(self._waiting) + len(self._in_flight)
+            left = [*self._in_flight, *self._waiting]
+            for record in left:
+                self._lose(record, DropCause.STOPPED)
             self._waiting.clear()
             self._in_flight = []
             self._failing = True
             self._rounds += 1
             self._changed.notify_all()
-            return left
+            return len(left)
 
     def _displace(self) -> None:
         while len(self._waiting) > WAITING_MAX:
-            self._waiting.popleft()
-            self._displaced += 1
+            self._lose(self._waiting.popleft(), DropCause.QUEUE_FULL)
+
+    def _lose(self, record: Record, cause: DropCause) -> None:
+        lost = self.lost_events if isinstance(record, Event) else self.lost_calls
+        lost[cause] += 1
