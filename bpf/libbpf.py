@@ -34,12 +34,14 @@ __all__ = [
     "lookup_and_delete",
     "make_ring",
     "map_fd",
+    "maps",
     "next_key",
     "next_program",
     "object_info",
     "open_object",
     "program_fd",
     "program_name",
+    "reuse_map",
     "ring_epoll_fd",
     "section_name",
     "set_autoload",
@@ -47,6 +49,7 @@ __all__ = [
     "set_log",
     "set_max_entries",
     "update",
+    "value_bytes",
     "version",
 ]
 
@@ -140,7 +143,11 @@ def library() -> ctypes.CDLL:
         ("bpf_program__attach", pointer, (pointer,)),
         ("bpf_program__fd", number, (pointer,)),
         ("bpf_link__destroy", number, (pointer,)),
+        ("bpf_object__next_map", pointer, (pointer, pointer)),
+        ("bpf_map__name", text, (pointer,)),
         ("bpf_map__fd", number, (pointer,)),
+        ("bpf_map__reuse_fd", number, (pointer, number)),
+        ("bpf_map__value_size", ctypes.c_uint32, (pointer,)),
         ("bpf_map__set_max_entries", number, (pointer, ctypes.c_uint32)),
         ("bpf_map__initial_value", pointer, (pointer, pointer)),
         ("bpf_map__set_initial_value", number, (pointer, pointer, size)),
@@ -278,6 +285,25 @@ def find_map(handle: Handle, name: str) -> Handle:
 def map_fd(handle: Handle) -> int:
     """The descriptor of a map of a loaded object; the object closes it."""
     return _checked("asking for a map's descriptor", library().bpf_map__fd, handle)
+
+
+def maps(handle: Handle) -> Iterator[tuple[str, Handle]]:
+    """The maps of an open object by name, in the order of the source."""
+    found: int | None = library().bpf_object__next_map(handle, None)
+    while found is not None:
+        name: bytes = library().bpf_map__name(found)
+        yield name.decode(), found
+        found = library().bpf_object__next_map(handle, found)
+
+
+def reuse_map(handle: Handle, fd: int) -> None:
+    """Before `load`: use the map behind `fd`, which stays the caller's, instead of making one."""
+    _checked("reusing a map", library().bpf_map__reuse_fd, handle, fd)
+
+
+def value_bytes(handle: Handle) -> int:
+    """Size of an entry of the map."""
+    return int(library().bpf_map__value_size(handle))
 
 
 def set_max_entries(handle: Handle, entries: int) -> None:

@@ -16,6 +16,7 @@ from agentcgroup.bpf.libbpf import BpfError, Handle
 from agentcgroup.bpf.maps import ArrayMap, HashMap
 from agentcgroup.bpf.program_info import program_info
 from agentcgroup.bpf.ringbuf import RingBuffer
+from agentcgroup.bpf.shared_maps import SharedMaps
 
 __all__ = ["Absent", "ProgramStatistics", "Programs", "object_path"]
 
@@ -67,9 +68,13 @@ class Programs:
         knobs: Mapping[str, ctypes.Structure] | None = None,
         sizes: Mapping[str, int] | None = None,
         optional: tuple[str, ...] = (),
+        shared: SharedMaps | None = None,
         with_statistics: bool = False,
     ) -> None:
-        """`knobs`: constants of the object (.rodata) by name. `sizes`: max_entries of maps, of a ring buffer its bytes."""
+        """`knobs`: constants of the object (.rodata) by name. `sizes`: max_entries of maps, of a ring buffer its bytes.
+
+        `shared`: maps that this object has in common with others.
+        """
         self.path: Final = os.fspath(path)
         self.absent: tuple[Absent, ...] = ()
         self._optional = optional
@@ -84,7 +89,11 @@ class Programs:
             self._leave_out_absent()
             if with_statistics:
                 self._ask_for_statistics()
+            if shared is not None:
+                shared.lend(self._open())
             libbpf.load(self._open(), os.path.basename(self.path))
+            if shared is not None:
+                shared.keep(self._open())
         except BaseException:
             self.close()
             raise

@@ -113,6 +113,8 @@ enum {
 	SCX_KICK_IDLE_ = 1,
 	SCX_KICK_PREEMPT_ = 2,
 	PF_KTHREAD = 0x00200000,
+	/* include/linux/sched/signal.h */
+	SIGNAL_GROUP_EXIT = 4,
 };
 #define DSQ_LOCAL ((1ULL << 63) | SCX_DSQ_LOCAL_)
 #define DSQ_LOCAL_ON(cpu) ((1ULL << 63) | (1ULL << 62) | (u64)(cpu))

@@ -38,6 +38,7 @@
  * below two ticks a period is kept on average only; the CPU time of interrupts is not charged.
  */
 #include "kernel.h"
+#include "holds.bpf.h"
 #include "scheduler.h"
 
 const volatile struct scheduler_knobs knobs = {
@@ -72,7 +73,6 @@ enum {
 };
 
 #define SWEEP_NS (1000 * 1000 * 1000ULL)
-#define HOLD_CHECK_NS (2 * 1000 * 1000ULL)
 
 struct cpu_state {
 	u32 group;
@@ -110,13 +110,6 @@ struct {
 	__type(key, int);
 	__type(value, struct scheduler_task);
 } scheduler_tasks SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct scheduler_hold);
-} scheduler_holds SEC(".maps");
 
 struct timer_value {
 	struct bpf_timer timer;
@@ -263,25 +256,22 @@ static void charge_task(struct task_struct *p, struct scheduler_task *state)
 	}
 }
 
-static __always_inline u64 held_until(struct task_struct *p)
+static __always_inline struct scheduler_hold *hold_of(struct task_struct *p)
 {
-	struct scheduler_hold *hold = bpf_task_storage_get(&scheduler_holds, p, NULL, 0);
-
-	return hold ? hold->until_ns : 0;
+	return bpf_task_storage_get(&scheduler_holds, p, NULL, 0);
 }
 
-static __always_inline void lift_hold(struct task_struct *p, struct scheduler_task *state)
+/* Whether somebody wants `p` held; the clock is the writer's, not scx_bpf_now, which drifts from it. */
+static __always_inline bool is_hold_wanted(struct task_struct *p)
 {
-	struct scheduler_hold *hold = bpf_task_storage_get(&scheduler_holds, p, NULL, 0);
+	struct scheduler_hold *hold = hold_of(p);
 
-	if (hold)
-		hold->until_ns = 0;
-	state->may_park = 0;
+	return hold && hold->until_ns && hold->until_ns > bpf_ktime_get_ns();
 }
 
-static __always_inline bool is_held(struct task_struct *p, const struct scheduler_task *state, u64 now)
+static __always_inline bool is_held(struct task_struct *p, const struct scheduler_task *state)
 {
-	return state->may_park && held_until(p) > now;
+	return state->may_park && is_hold_wanted(p);
 }
 
 static bool group_throttled(u32 group)
@@ -383,16 +373,40 @@ static bool serve_promptly(struct task_struct *p, struct scheduler_task *state, 
 	return true;
 }
 
-static void park(struct task_struct *p, struct scheduler_task *state, u64 now, u64 enq_flags)
+/* Put `p` away until its hold ends. False: it has been held for as long as a task may be. */
+static bool park(struct task_struct *p, u64 enq_flags)
 {
-	u64 until = held_until(p);
+	struct scheduler_hold *hold = hold_of(p);
 
-	if (until > now + knobs.hold_max_ns)
-		until = now + knobs.hold_max_ns;
-	state->held_since_ns = now;
-	count(HOLDS);
-	scx_bpf_dsq_insert_vtime(p, HOLD_QUEUE, slice_of(LATENCY_NORMAL), until, enq_flags);
+	if (!hold)
+		return false;
+	if (hold->total_ns >= knobs.hold_total_max_ns) {
+		hold->until_ns = 0;
+		count(HOLDS_REFUSED_TOTAL);
+		return false;
+	}
+	/* Else it was queued anew while it was held: moved to another cgroup, say. */
+	if (!hold->begun_at_ns) {
+		hold->begun_at_ns = bpf_ktime_get_ns();
+		hold->holds++;
+		count(HOLDS);
+	}
+	scx_bpf_dsq_insert(p, HOLD_QUEUE, slice_of(LATENCY_NORMAL), enq_flags);
 	need_timer(HOLD_CHECK_NS);
+	return true;
+}
+
+/* `p` runs again after a hold. */
+static void end_hold(struct task_struct *p)
+{
+	struct scheduler_hold *hold = hold_of(p);
+
+	if (!hold)
+		return;
+	if (hold->begun_at_ns)
+		hold->total_ns += bpf_ktime_get_ns() - hold->begun_at_ns;
+	hold->begun_at_ns = 0;
+	hold->until_ns = 0;
 }
 
 /* The task's place among those of its group: what it slept through is forgotten, and what it overran, too. */
@@ -458,14 +472,8 @@ void BPF_PROG(agentcg_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 	state->queued_at_ns = now;
-	if (is_held(p, state, now)) {
-		if (state->held_total_ns < knobs.hold_total_max_ns) {
-			park(p, state, now, enq_flags);
-			return;
-		}
-		count(HOLDS_REFUSED_TOTAL);
-		lift_hold(p, state);
-	}
+	if (is_held(p, state) && park(p, enq_flags))
+		return;
 	latency = latency_of(state->group);
 	slice = slice_of(latency);
 	settle_task(state, slice);
@@ -478,14 +486,14 @@ void BPF_PROG(agentcg_enqueue, struct task_struct *p, u64 enq_flags)
 }
 
 /* Group of the task that just ran and could go on, or none. */
-static u32 group_to_go_on(struct task_struct *prev, u64 now)
+static u32 group_to_go_on(struct task_struct *prev)
 {
 	struct scheduler_task *state;
 
 	if (!prev || !(fields(prev)->scx.flags & SCX_TASK_QUEUED_))
 		return NO_GROUP;
 	state = state_of(prev);
-	if (!state || is_held(prev, state, now) || group_throttled(state->group))
+	if (!state || is_held(prev, state) || group_throttled(state->group))
 		return NO_GROUP;
 	return state->group;
 }
@@ -588,7 +596,7 @@ SEC("struct_ops/agentcg_dispatch")
 void BPF_PROG(agentcg_dispatch, s32 cpu, struct task_struct *prev)
 {
 	u64 now = scx_bpf_now();
-	u32 shifted[PICK_TRIES] = {}, rival = NO_GROUP, going_on = group_to_go_on(prev, now);
+	u32 shifted[PICK_TRIES] = {}, rival = NO_GROUP, going_on = group_to_go_on(prev);
 	bool found = false;
 	int try;
 
@@ -640,12 +648,11 @@ SEC("struct_ops/agentcg_tick")
 void BPF_PROG(agentcg_tick, struct task_struct *p)
 {
 	struct scheduler_task *state = state_of(p);
-	u64 now = scx_bpf_now();
 
 	if (!state)
 		return;
 	charge_task(p, state);
-	if (held_until(p) > now && interrupted_user_code()) {
+	if (is_hold_wanted(p) && interrupted_user_code()) {
 		state->may_park = 1;
 		set_slice(p, 0);
 		return;
@@ -664,6 +671,10 @@ void BPF_PROG(agentcg_running, struct task_struct *p)
 	cpu->idle_retries = 0;
 	if (!state)
 		return;
+	if (state->may_park) {
+		state->may_park = 0;
+		end_hold(p);
+	}
 	state->charged_ns = fields(p)->se.sum_exec_runtime;
 	group = at(state->group);
 	bpf_spin_lock(&tree_lock);
@@ -744,8 +755,13 @@ s32 BPF_PROG(agentcg_init_task, struct task_struct *p, struct scx_init_task_args
 {
 	struct scheduler_task *state = bpf_task_storage_get(&scheduler_tasks, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
+	struct scheduler_hold *hold = hold_of(p);
+
 	if (!state)
 		return -12;
+	/* Of a scheduler before us, whose hold ended with it. */
+	if (hold)
+		hold->begun_at_ns = 0;
 	state->group = group_of(args->cgroup);
 	bpf_spin_lock(&tree_lock);
 	at(state->group)->references++;
@@ -954,9 +970,15 @@ static u64 end_throttles(u64 now)
 	return next;
 }
 
-/* Let every task go whose hold ended or was lifted. When to look next. */
-static u64 end_holds(u64 now)
+static __always_inline bool is_being_killed(struct task_struct *p)
 {
+	return BPF_CORE_READ(p, signal, flags) & SIGNAL_GROUP_EXIT;
+}
+
+/* Let every task go whose hold ended or was lifted. When to look next. */
+static u64 end_holds(void)
+{
+	u64 now = bpf_ktime_get_ns();
 	struct bpf_iter_scx_dsq it;
 	struct task_struct *p;
 	u32 looked = zero;
@@ -965,15 +987,11 @@ static u64 end_holds(u64 now)
 		return SWEEP_NS;
 	if (!bpf_iter_scx_dsq_new(&it, HOLD_QUEUE, 0)) {
 		while (looked < GROUPS && can_loop && (p = bpf_iter_scx_dsq_next(&it))) {
-			struct scheduler_task *state = state_of(p);
+			struct scheduler_hold *hold = hold_of(p);
 
 			looked++;
-			if (!state)
+			if (hold && hold->until_ns > now && now - hold->begun_at_ns < knobs.hold_max_ns && !is_being_killed(p))
 				continue;
-			if (held_until(p) > now && now - state->held_since_ns < knobs.hold_max_ns)
-				continue;
-			state->held_total_ns += now - state->held_since_ns;
-			lift_hold(p, state);
 			if (scx_bpf_dsq_move(&it, p, RESCUE_QUEUE, 0))
 				count(HOLDS_RELEASED);
 		}
@@ -1039,7 +1057,7 @@ static int on_timer(void *map, u32 *key, struct timer_value *value)
 	u32 cpu;
 
 	next = end_throttles(now);
-	wait = end_holds(now);
+	wait = end_holds();
 	if (wait < next)
 		next = wait;
 	if (now - swept_at_ns >= SWEEP_NS) {

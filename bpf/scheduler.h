@@ -68,19 +68,21 @@ struct scheduler_knobs {
 	__u32 reserved;
 };
 
-/*
- * In task storage `scheduler_holds`, for other BPF objects that reuse the map, and for the daemon (by pidfd): the task is
- * taken off its CPU at the next tick in user mode and stays off until then. 0, or no entry: not, or no longer.
- */
+/* In task storage `scheduler_holds`; the contract is in holds.bpf.h. Times of CLOCK_MONOTONIC. */
 struct scheduler_hold {
+	/* The writer's: held until then; 0: not, or no longer. */
 	__u64 until_ns;
+	/* The scheduler's: begin of the present hold, 0: not held now. */
+	__u64 begun_at_ns;
+	/* The scheduler's, which only adds to it: all holds that have ended together. */
+	__u64 total_ns;
+	/* The scheduler's: how many holds began. */
+	__u32 holds;
+	__u32 reserved;
 };
 
 /* What the scheduler knows of one task, in task storage `scheduler_tasks`. */
 struct scheduler_task {
-	/* All holds together, and the begin of the present one. */
-	__u64 held_total_ns;
-	__u64 held_since_ns;
 	/* Position among the tasks of its cgroup: time had, at nice 0. */
 	__u64 vtime_ns;
 	/* p->se.sum_exec_runtime up to which its groups were charged. */

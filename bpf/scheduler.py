@@ -16,6 +16,7 @@ from typing import Final
 from agentcgroup.bpf import libbpf
 from agentcgroup.bpf.maps import HashMap
 from agentcgroup.bpf.programs import Programs, object_path
+from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
 
 __all__ = [
     "COUNTERS",
@@ -79,13 +80,20 @@ class SchedulerKnobs(ctypes.Structure):
 
 class SchedulerHold(ctypes.Structure):
     until_ns: int
-    _fields_ = [("until_ns", _u64)]
+    begun_at_ns: int
+    total_ns: int
+    holds: int
+    _fields_ = [
+        ("until_ns", _u64),
+        ("begun_at_ns", _u64),
+        ("total_ns", _u64),
+        ("holds", _u32),
+        ("reserved", _u32),
+    ]
 
 
 class SchedulerTask(ctypes.Structure):
     _fields_ = [
-        ("held_total_ns", _u64),
-        ("held_since_ns", _u64),
         ("vtime_ns", _u64),
         ("charged_ns", _u64),
         ("queued_at_ns", _u64),
@@ -176,7 +184,12 @@ class CpuScheduler(Programs):
     refuses, OSError where there is no sched_ext.
     """
 
-    def __init__(self, path: Path | None = None, knobs: SchedulerKnobs | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        knobs: SchedulerKnobs | None = None,
+        shared: SharedMaps | None = None,
+    ) -> None:
         other = attached_scheduler()
         if other is not None:
             raise ForeignScheduler(
@@ -184,7 +197,9 @@ class CpuScheduler(Programs):
             )
         self._cpus: Final = possible_cpus()
         super().__init__(
-            path or object_path("scheduler"), knobs={"knobs": knobs or default_knobs(self._cpus)}
+            path or object_path("scheduler"),
+            knobs={"knobs": knobs or default_knobs(self._cpus)},
+            shared=shared,
         )
         self._classes = self.hash_map("latency_classes", _Class)
 
@@ -210,9 +225,19 @@ class CpuScheduler(Programs):
         self._classes.put(cgroup_id, _Class(int(latency)))
 
     def hold(self, pidfd: int, until_ns: int) -> None:
-        """Keep the thread of `pidfd` off its CPU until then, at most `hold_max_ns`; 0 lets it go. Raises BpfError."""
-        fd = libbpf.map_fd(libbpf.find_map(self._open(), "scheduler_holds"))
-        libbpf.update(fd, ctypes.c_int(pidfd), SchedulerHold(until_ns))
+        """Keep the thread of `pidfd` off its CPU until then, as holds.bpf.h says; 0 lets it go. Raises BpfError."""
+        hold = self.held(pidfd)
+        hold.until_ns = until_ns
+        libbpf.update(self._holds_fd(), ctypes.c_int(pidfd), hold)
+
+    def held(self, pidfd: int) -> SchedulerHold:
+        """What is known of the holds of that thread; all 0 when nobody ever wanted it held."""
+        hold = SchedulerHold()
+        libbpf.lookup(self._holds_fd(), ctypes.c_int(pidfd), hold)
+        return hold
+
+    def _holds_fd(self) -> int:
+        return libbpf.map_fd(libbpf.find_map(self._open(), HOLDS))
 
     def groups(self) -> HashMap[_Class]:
         """Cgroup id to group number, for tests and `agentcg check`."""

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from agentcgroup import __version__
+from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
 from agentcgroup.daemon.api.server import Api
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.controller import Controller
@@ -83,8 +84,10 @@ async def _host(config: Config) -> AsyncIterator[Host]:
         )
     events = open_kernel_events(config, found, ground.root)
     tier = capabilities.tier(found)
+    # For the scheduler and for every program that has it hold tasks.
+    shared = SharedMaps(HOLDS)
     # Before anything opens a PSI trigger, see SchedulerKeeper.
-    keeper = keeper_for(config)
+    keeper = keeper_for(config, shared)
     keeper.start()
     host = LinuxHost(config, ground.root, ground.mount, ground.controllers, found, tier, events, keeper)
     try:
@@ -97,6 +100,7 @@ async def _host(config: Config) -> AsyncIterator[Host]:
     finally:
         host.close()
         await keeper.stop()
+        shared.close()
 
 
 async def run(config: Config) -> None:

@@ -20,6 +20,7 @@ from agentcgroup.bpf.scheduler import (
     SchedulerEnd,
     SchedulerMode,
 )
+from agentcgroup.bpf.shared_maps import SharedMaps
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.model import CpuClass
 
@@ -63,10 +64,11 @@ class Scheduler(Protocol):
     def close(self) -> None: ...
 
 
-def keeper_for(config: Config) -> "SchedulerKeeper":
-    """Off, too, where BPF is switched off and in a dry run, which changes nothing."""
+def keeper_for(config: Config, shared: SharedMaps) -> "SchedulerKeeper":
+    """Off, too, where BPF is switched off and in a dry run, which changes nothing. `shared`: see holds.bpf.h."""
     is_off = config.scheduler.mode == "off" or config.bpf.enabled == "off" or config.daemon.dry_run
-    return SchedulerKeeper(None if is_off else SchedulerMode(config.scheduler.mode))
+    mode = None if is_off else SchedulerMode(config.scheduler.mode)
+    return SchedulerKeeper(mode, lambda: CpuScheduler(shared=shared))
 
 
 class SchedulerKeeper:

@@ -20,6 +20,7 @@ from agentcgroup.bpf.scheduler import (
     SchedulerMode,
     attached_scheduler,
 )
+from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
 from agentcgroup.cgroups.scratch import scratch_cgroup
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper, SchedulerState, SchedulerStatus
 from tests.running import wait_until
@@ -158,6 +159,27 @@ def test_a_hold_keeps_a_task_off_its_cpu_and_ends(ground: Path, scheduler: CpuSc
     ran = usage_us(ground / "held")
     wait_until(lambda: usage_us(ground / "held") > ran + 50_000, deadline_s=30)
     os.close(pidfd)
+    end([child])
+
+
+def test_holds_outlive_the_scheduler_that_was_loaded_first(ground: Path) -> None:
+    shared = SharedMaps(HOLDS)
+    (child,) = spin(make(ground / "held"), 1)
+    pidfd = os.pidfd_open(child.pid)
+    with CpuScheduler(shared=shared) as first:
+        first.attach_scheduler(SchedulerMode.FULL)
+        first.hold(pidfd, time.monotonic_ns() + 10_000_000)
+        wait_until(lambda: first.held(pidfd).total_ns > 0, deadline_s=30)
+        held_ns = first.held(pidfd).total_ns
+        first.hold(pidfd, time.monotonic_ns() + 3_600_000_000_000)
+        wait_until(lambda: first.held(pidfd).begun_at_ns > 0, deadline_s=30)
+    with CpuScheduler(shared=shared) as second:
+        assert second.held(pidfd).total_ns >= held_ns
+        second.attach_scheduler(SchedulerMode.FULL)
+        wait_until(lambda: second.held(pidfd).total_ns > held_ns, deadline_s=30)
+        assert second.end() is None
+    os.close(pidfd)
+    shared.close()
     end([child])
 
 

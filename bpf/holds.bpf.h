@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * Holds: tasks that the scheduler keeps off the CPU for a moment. Included by scheduler.bpf.c, which honours them, and by
+ * every object that wants a task held; bpf/shared_maps.py makes all of them use one map.
+ *
+ * The contract, for whoever writes `until_ns`, be it a program (`hold_task`) or the daemon (by pidfd):
+ *
+ * - The task is taken off at its next tick that comes upon user code, never in the kernel, where it may hold a lock. One
+ *   that is mostly in the kernel (page faults) may pass several ticks before one meets it in user mode. One that sleeps
+ *   is not touched until it has woken up and run user code at a tick.
+ * - It stays off until `until_ns`, but not longer than scheduler_knobs.hold_max_ns (500 ms) at a time, and runs at least
+ *   one tick in between. A later `until_ns`, written while it is held, makes this hold longer within the same bound.
+ * - All holds of a task together last at most scheduler_knobs.hold_total_max_ns (5 s): after that it is not held until
+ *   the writer sets `total_ns` back to 0.
+ * - `until_ns` 0, or in the past, lets it go; within HOLD_CHECK_NS (2 ms) when it is held already. When a hold ends the
+ *   scheduler sets it to 0 by itself. A held task may be moved to another cgroup and stays held; one that is being killed
+ *   is let go.
+ * - Without our scheduler nobody is held and `until_ns` is left as it is. Ask the keeper's status.
+ *
+ * An entry is freed with its task. Only fields said to be the writer's may be written.
+ */
+#ifndef AGENTCGROUP_HOLDS_BPF_H
+#define AGENTCGROUP_HOLDS_BPF_H
+
+#include "kernel.h"
+#include "scheduler.h"
+
+#define HOLD_CHECK_NS (2 * 1000 * 1000ULL)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct scheduler_hold);
+} scheduler_holds SEC(".maps");
+
+/*
+ * Keep `p`, a trusted pointer such as bpf_get_current_task_btf(), off its CPU until `until_ns` of CLOCK_MONOTONIC
+ * (bpf_ktime_get_ns). False: no memory for the entry. Not for programs that may run while a task's storage is locked.
+ */
+static __always_inline bool hold_task(struct task_struct *p, u64 until_ns)
+{
+	struct scheduler_hold *hold = bpf_task_storage_get(&scheduler_holds, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	if (!hold)
+		return false;
+	hold->until_ns = until_ns;
+	return true;
+}
+
+/* Let `p` go; it need not be held. */
+static __always_inline void release_task(struct task_struct *p)
+{
+	struct scheduler_hold *hold = bpf_task_storage_get(&scheduler_holds, p, NULL, 0);
+
+	if (hold)
+		hold->until_ns = 0;
+}
+
+#endif
