@@ -282,7 +282,16 @@ def host(message: operator_pb2.GetHostResponse) -> values.Host:
         cgroup_root=message.cgroup_root,
         daemon_usage=usage(message.daemon_usage),
         daemon_rss_bytes=message.daemon_rss_bytes,
+        drain=_drain(message.drain) if message.HasField("drain") else None,
     )
+
+
+def _drain(message: operator_pb2.Drain) -> values.Drain:
+    return values.Drain(message.reason, _at(message, "began_at"), _at(message, "deadline"))
+
+
+def configuration_change(message: operator_pb2.ConfigurationChange) -> values.ConfigurationChange:
+    return values.ConfigurationChange(message.key, message.old_value, message.new_value, message.is_live)
 
 
 def history_entry(message: operator_pb2.HistoryEntry) -> values.HistoryEntry:

@@ -13,7 +13,9 @@ from agentcgroup.client import convert
 from agentcgroup.client.arguments import (
     BudgetArguments,
     IntentArguments,
+    Time,
     budget_of,
+    duration_ms,
     intent_of,
     priority_of,
 )
@@ -21,6 +23,7 @@ from agentcgroup.client.errors import InvalidRequest
 from agentcgroup.client.values import (
     Answer,
     Call,
+    ConfigurationChange,
     Feedback,
     HistoryEntry,
     Host,
@@ -248,6 +251,27 @@ def watch_events(session: str) -> Operation[Feedback]:
 
 def get_host() -> Operation[Host]:
     return Operation("GetHost", operator.GetHostRequest(), convert.host)
+
+
+def drain_host(reason: str, deadline: Time | None) -> Operation[int]:
+    request = _message(
+        operator.DrainHostRequest, reason=reason, deadline_ms=duration_ms("deadline", deadline)
+    )
+    return Operation("DrainHost", request, lambda response: int(response.calls_live))
+
+
+def resume_host() -> Operation[bool]:
+    return Operation(
+        "ResumeHost", operator.ResumeHostRequest(), lambda response: bool(response.was_draining)
+    )
+
+
+def reload_configuration() -> Operation[list[ConfigurationChange]]:
+    return Operation(
+        "ReloadConfiguration",
+        operator.ReloadConfigurationRequest(),
+        lambda response: [*map(convert.configuration_change, response.changes)],
+    )
 
 
 def list_history(

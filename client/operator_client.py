@@ -8,12 +8,13 @@ from types import TracebackType
 from typing import Final, Self, Unpack
 
 from agentcgroup.client import operations, places
-from agentcgroup.client.arguments import BudgetArguments, IntentArguments
+from agentcgroup.client.arguments import BudgetArguments, IntentArguments, Time
 from agentcgroup.client.channels import DEFAULT_TIMEOUT_S, AsyncChannel, SyncChannel
 from agentcgroup.client.processes import reference
 from agentcgroup.client.values import (
     Answer,
     Call,
+    ConfigurationChange,
     Feedback,
     HistoryEntry,
     Host,
@@ -121,6 +122,18 @@ class OperatorClient:
     def host(self) -> Host:
         return self._channel.perform(operations.get_host())
 
+    def drain_host(self, *, reason: str = "", deadline: Time | None = None) -> int:
+        """Lets nothing new begin; how many calls still run. After `deadline` ("10m") they are killed; None: never."""
+        return self._channel.perform(operations.drain_host(reason, deadline))
+
+    def resume_host(self) -> bool:
+        """Ends a drain; False: there was none."""
+        return self._channel.perform(operations.resume_host())
+
+    def reload_configuration(self) -> list[ConfigurationChange]:
+        """What the file says differently now. A wrong file is InvalidRequest and changes nothing."""
+        return self._channel.perform(operations.reload_configuration())
+
     def history(
         self, session: str = "", *, verdict: Verdict | None = None, limit: int = DEFAULT_HISTORY_LIMIT
     ) -> Iterator[HistoryEntry]:
@@ -220,6 +233,15 @@ class AsyncOperatorClient:
 
     async def host(self) -> Host:
         return await self._channel.perform(operations.get_host())
+
+    async def drain_host(self, *, reason: str = "", deadline: Time | None = None) -> int:
+        return await self._channel.perform(operations.drain_host(reason, deadline))
+
+    async def resume_host(self) -> bool:
+        return await self._channel.perform(operations.resume_host())
+
+    async def reload_configuration(self) -> list[ConfigurationChange]:
+        return await self._channel.perform(operations.reload_configuration())
 
     async def history(
         self, session: str = "", *, verdict: Verdict | None = None, limit: int = DEFAULT_HISTORY_LIMIT

@@ -244,6 +244,15 @@ class Capability:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """The host is being emptied; at `deadline` what still runs is killed, None: never."""
+
+    reason: str
+    began_at: datetime | None
+    deadline: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """Capacity, use and capabilities of the host, and what the daemon itself costs."""
 
@@ -262,6 +271,17 @@ class Host:
     cgroup_root: str = ""
     daemon_usage: Usage = Usage()
     daemon_rss_bytes: int = 0
+    drain: Drain | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationChange:
+    """One key that the configuration file says differently than before; `is_live`: it is in force now."""
+
+    key: str
+    old_value: str
+    new_value: str
+    is_live: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -77,13 +78,13 @@ def _load(arguments: argparse.Namespace) -> configuration.Config:
     return msgspec.structs.replace(config, daemon=daemon, bpf=bpf)
 
 
-def _serve(config: configuration.Config) -> int:
+def _serve(config: configuration.Config, load: Callable[[], configuration.Config]) -> int:
     # Imported here so that --help and --check-config do not load gRPC.
     from agentcgroup.daemon import app, logs
 
     logs.configure(config.daemon.log_level, config.daemon.log_format)
     try:
-        asyncio.run(app.run(config))
+        asyncio.run(app.run(config, load))
     except app.AlreadyRunning as error:
         print(f"agentcgroupd: {error}", file=sys.stderr)
         return _RUNNING
@@ -110,7 +111,7 @@ def main() -> int:
             from agentcgroup.daemon.host import capabilities
 
             return capabilities.report(config, as_json=arguments.json)
-        return _serve(config)
+        return _serve(config, lambda: _load(arguments))
     except configuration.ConfigError as error:
         print(f"agentcgroupd: {error}", file=sys.stderr)
         return _USAGE

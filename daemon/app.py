@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from agentcgroup import __version__
@@ -30,6 +30,7 @@ from agentcgroup.daemon.host.prepare import HostUnfit, limit_root, prepare, swee
 from agentcgroup.daemon.host.scheduler import keeper_for
 from agentcgroup.daemon.metrics.endpoint import MetricsEndpoint
 from agentcgroup.daemon.ports import Host
+from agentcgroup.daemon.reload import Reloader
 
 log = logging.getLogger("agentcgroup")
 
@@ -103,8 +104,11 @@ async def _host(config: Config) -> AsyncIterator[Host]:
         shared.close()
 
 
-async def run(config: Config) -> None:
-    """Runs the daemon until SIGTERM or SIGINT. Raises HostUnfit, AlreadyRunning or ConfigError before it serves."""
+async def run(config: Config, load: Callable[[], Config]) -> None:
+    """Runs the daemon until SIGTERM or SIGINT; `load` reads the configuration again, on SIGHUP or an operator's word.
+
+    Raises HostUnfit, AlreadyRunning or ConfigError before it serves.
+    """
     _raise_descriptor_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -118,7 +122,9 @@ async def run(config: Config) -> None:
         stack.callback(history.close)
         controller = Controller(config, host, history, SystemClock(), counters, feed)
         host.listen(controller)
-        api = Api(config, controller, history)
+        reloader = Reloader(config, load, controller.reconfigure)
+        loop.add_signal_handler(signal.SIGHUP, reloader.reload_on_signal)
+        api = Api(config, controller, history, reloader)
         controller.use_doors(api)
         await api.start()
         stack.push_async_callback(api.stop)

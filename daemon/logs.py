@@ -37,6 +37,11 @@ class _Json(logging.Formatter):
         return json.dumps(entry)
 
 
+def set_level(level: str) -> None:
+    """Changes what is logged from now on; `level` as in the configuration."""
+    logging.getLogger().setLevel(level.upper())
+
+
 def configure(level: str, log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if log_format == "json" else _Text("%(name)s: %(message)s"))

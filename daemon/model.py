@@ -377,6 +377,15 @@ class SessionLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """The operator is emptying the host: nothing new begins. `deadline_at_ns`: what runs then is killed; None: never."""
+
+    reason: str
+    began_at_ns: int
+    deadline_at_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HostStatus:
     version: str
     kernel: str
@@ -395,3 +404,4 @@ class HostStatus:
     daemon_rss_bytes: int
     # Kernel events that did not reach the daemon, by cause; empty where there are none to lose.
     kernel_events_lost: tuple[tuple[str, int], ...] = ()
+    drain: Drain | None = None

@@ -136,6 +136,7 @@ class Action(StrEnum):
     RELIMITED = "relimited"
     PRIORITISED = "prioritised"
     DRAINED = "drained"
+    RESUMED = "resumed"  # the end of a drain
     RELOADED = "reloaded"
     ENDED = "ended"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from agentcgroup import __version__
 from agentcgroup.client.cli import options
-from agentcgroup.client.cli.output import age, as_json, cpu, print_facts, print_json, shown, size
+from agentcgroup.client.cli.output import age, as_json, clock, cpu, print_facts, print_json, shown, size
 from agentcgroup.client.cli.statuses import ExitStatus, status_of
 from agentcgroup.client.errors import ClientError, Denied, Unreachable
 from agentcgroup.client.values import Host
@@ -57,6 +57,7 @@ def _tell(host: Host) -> None:
             ("cgroups", host.cgroup_root),
             ("memory", reserved),
             ("CPU", cpu(host.cpu_capacity_milli)),
+            ("draining", _draining(host)),
             ("now", f"{host.sessions} sessions, {host.calls_live} calls"),
             ("daemon's peak", size(usage.memory_peak_bytes) if usage.memory_peak_bytes is not None else ""),
         ]
@@ -70,6 +71,13 @@ def _tell(host: Host) -> None:
         for word, text in (("costs", each.cost), ("remedy", each.remedy)):
             if text:
                 print(f"     {' ' * width}          {word}: {shown(text)}")
+
+
+def _draining(host: Host) -> str:
+    if host.drain is None:
+        return ""
+    until = f", killed at {clock(host.drain.deadline)}" if host.drain.deadline else ""
+    return f"yes, nothing new begins{until}: {shown(host.drain.reason) or 'no reason given'}"
 
 
 def _without_daemon(arguments: argparse.Namespace, socket: str, error: ClientError) -> int:

@@ -15,8 +15,9 @@ from agentcgroup.daemon.api.pages import page_of_calls
 from agentcgroup.daemon.api.watching import Watchers, host_hello
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import Capability, HistoryEntry, Session, ToolCall, Verdict
-from agentcgroup.daemon.policy.bounds import check_name, one_line
+from agentcgroup.daemon.model import Capability, Drain, HistoryEntry, Session, ToolCall, Verdict
+from agentcgroup.daemon.policy.bounds import MOST_DURATION_MS, check_name, one_line
+from agentcgroup.daemon.reload import Reloader
 from agentcgroup.proto.v1 import operator_pb2 as pb, operator_pb2_grpc, types_pb2
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -36,8 +37,9 @@ class HistoryReader(Protocol):
 class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     """What root, or the configured group, may ask."""
 
-    def __init__(self, controller: Controller, history: HistoryReader) -> None:
+    def __init__(self, controller: Controller, history: HistoryReader, reloader: Reloader) -> None:
         self._controller: Final = controller
+        self._reloader: Final = reloader
         self._history: Final = history
         self._watchers: Final = Watchers()
 
@@ -165,6 +167,34 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             cgroup_root=host.cgroup_root,
             daemon_usage=translate.write_usage(host.daemon_usage),
             daemon_rss_bytes=host.daemon_rss_bytes,
+            drain=_drain(host.drain),
+        )
+
+    async def DrainHost(self, request: pb.DrainHostRequest, context: _Context) -> pb.DrainHostResponse:
+        deadline_ms = request.deadline_ms if request.HasField("deadline_ms") else None
+        if deadline_ms is not None and deadline_ms > MOST_DURATION_MS:
+            raise RequestError(
+                Kind.INVALID,
+                f"deadline_ms is {deadline_ms}, more than ten years",
+                "leave it out to let calls take their time",
+                "deadline_ms",
+            )
+        live = self._controller.drain(one_line(request.reason), deadline_ms)
+        return pb.DrainHostResponse(calls_live=live)
+
+    async def ResumeHost(self, request: pb.ResumeHostRequest, context: _Context) -> pb.ResumeHostResponse:
+        return pb.ResumeHostResponse(was_draining=self._controller.resume())
+
+    async def ReloadConfiguration(
+        self, request: pb.ReloadConfigurationRequest, context: _Context
+    ) -> pb.ReloadConfigurationResponse:
+        return pb.ReloadConfigurationResponse(
+            changes=[
+                pb.ConfigurationChange(
+                    key=each.key, old_value=each.old, new_value=each.new, is_live=each.is_live
+                )
+                for each in self._reloader.reload()
+            ]
         )
 
     async def ListHistory(self, request: pb.ListHistoryRequest, context: _Context) -> pb.ListHistoryResponse:
@@ -201,6 +231,13 @@ def _capability(capability: Capability) -> pb.Capability:
         cost=capability.cost,
         remedy=capability.remedy,
     )
+
+
+def _drain(drain: Drain | None) -> pb.Drain | None:
+    if drain is None:
+        return None
+    deadline = None if drain.deadline_at_ns is None else translate.timestamp(drain.deadline_at_ns)
+    return pb.Drain(reason=drain.reason, began_at=translate.timestamp(drain.began_at_ns), deadline=deadline)
 
 
 def _entry(entry: HistoryEntry) -> pb.HistoryEntry:

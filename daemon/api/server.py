@@ -24,6 +24,7 @@ from agentcgroup.daemon.config import Config, ConfigError
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import Session
+from agentcgroup.daemon.reload import Reloader
 from agentcgroup.proto.v1 import agent_pb2, agent_pb2_grpc, operator_pb2, operator_pb2_grpc
 
 log = logging.getLogger("agentcgroup.api")
@@ -63,12 +64,14 @@ class _Served:
 class Api:
     """Every socket of the daemon. Implements the controller's Doors."""
 
-    def __init__(self, config: Config, controller: Controller, history: HistoryReader) -> None:
+    def __init__(
+        self, config: Config, controller: Controller, history: HistoryReader, reloader: Reloader
+    ) -> None:
         self._run_dir: Final = Path(config.daemon.run_dir)
         self._operator_group: Final = config.daemon.operator_group
         self._controller: Final = controller
         self._guard: Final = Guard(controller.counters, "/agentcgroup.")
-        self._operators: Final = OperatorService(controller, history)
+        self._operators: Final = OperatorService(controller, history, reloader)
         self._operator_server: grpc.aio.Server | None = None
         self._sessions: Final[dict[str, _Served]] = {}
 

@@ -3,7 +3,7 @@
 import os
 
 from agentcgroup import __version__
-from agentcgroup.daemon.controller.sessions import Sessions
+from agentcgroup.daemon.controller.drain import Draining
 from agentcgroup.daemon.model import HostStatus, Level, SessionLimits, ToolCall
 from agentcgroup.daemon.policy import admission, truth
 
@@ -11,7 +11,7 @@ from agentcgroup.daemon.policy import admission, truth
 _TIGHT, _CRITICAL = 0.25, 0.05
 
 
-class Controller(Sessions):
+class Controller(Draining):
     """Everything the edges may ask for. Runs on one event loop; nothing here blocks but short cgroup file operations."""
 
     @property
@@ -68,6 +68,7 @@ class Controller(Sessions):
             daemon_usage=usage,
             daemon_rss_bytes=rss_bytes,
             kernel_events_lost=self._host.kernel_events_lost(),
+            drain=self._drain,
         )
 
 

@@ -15,6 +15,7 @@ from agentcgroup.daemon.model import (
     Actor,
     Answer,
     CallState,
+    Drain,
     Event,
     Feedback,
     FeedbackKind,
@@ -51,7 +52,6 @@ class Core:
     def __init__(
         self, config: Config, host: Host, history: History, clock: Clock, counters: Counters, feed: Feed
     ) -> None:
-        self.config = config
         self.counters = counters
         self.feed = feed
         self._host = host
@@ -66,6 +66,12 @@ class Core:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._started_at_ns = clock.now_ns()
         self._last_event_number = history.last_event_number
+        self._drain: Drain | None = None
+        self.use_config(config)
+
+    def use_config(self, config: Config) -> None:
+        """From now on `config` is in force; what is granted already stays granted."""
+        self.config = config
         defaults = config.call
         self._defaults = CallDefaults(
             memory_bytes=defaults.memory,
@@ -80,6 +86,11 @@ class Core:
         """The sockets need the controller and the controller opens sockets: this closes the circle once, at start."""
         self._doors = doors
 
+    def reconfigure(self, config: Config, changes: str) -> None:
+        """`config` is in force after an operator's word; `changes` says in words what is different."""
+        self.use_config(config)
+        self._decided(Action.RELOADED, "", f"Configuration reloaded: {changes}.", actor=Actor.OPERATOR)
+
     # ---- views for the policies
 
     def _session_view(self, session: Session) -> SessionView:
@@ -92,6 +103,8 @@ class Core:
             cpu_capacity_milli=self._host.cpu_capacity_milli,
             calls_live=self._ledger.calls_live,
             calls_max=self.config.host.calls_max,
+            is_draining=self._drain is not None,
+            drain_reason=self._drain.reason if self._drain else "",
         )
 
     @staticmethod

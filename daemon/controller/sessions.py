@@ -93,6 +93,12 @@ class Sessions(Calls):
                 "choose another name, or remove that one first",
                 "name",
             )
+        if self._drain is not None:
+            raise RequestError(
+                Kind.STATE,
+                f"this host is being drained{': ' + self._drain.reason if self._drain.reason else ''}",
+                "take another host, or end the drain first (`agentcg host resume`)",
+            )
         if len(self._ledger.sessions) >= self.config.host.sessions_max:
             raise RequestError(
                 Kind.EXHAUSTED,

@@ -52,6 +52,9 @@ class HostView:
     cpu_capacity_milli: int
     calls_live: int
     calls_max: int
+    # The operator lets no new call begin; why.
+    is_draining: bool = False
+    drain_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +95,17 @@ def _refused(reason: Reason, message: str, suggestion: str) -> Ruling:
     return Ruling(Decision.REFUSED, message, reason=reason, suggestion=suggestion)
 
 
-def _closed(session: SessionView, host: HostView) -> Ruling | None:
+def _closed(session: SessionView, host: HostView, is_nested: bool) -> Ruling | None:
     if session.state is SessionState.CLOSING:
         return _refused(Reason.SESSION_CLOSING, "Refused: the session is being removed.", "")
+    # What is nested is part of a call that may finish.
+    if host.is_draining and not is_nested:
+        why = f": {host.drain_reason}" if host.drain_reason else ""
+        return _refused(
+            Reason.HOST_DRAINING,
+            f"Refused: the operator is emptying this host{why}. Running calls may finish, new ones do not begin.",
+            "Save your work and stop, or ask the operator when the host is back.",
+        )
     if session.calls_live >= session.budget.calls_max:
         return _refused(
             Reason.SESSION_CALLS,
@@ -187,7 +198,7 @@ def admit(
     intent: Intent, session: SessionView, host: HostView, parent: ParentView | None, defaults: CallDefaults
 ) -> Ruling:
     """Rules on `intent`, which has passed `policy.intent.check`. Never promises more than session, host or parent have."""
-    closed = _closed(session, host)
+    closed = _closed(session, host, is_nested=parent is not None)
     if closed is not None:
         return closed
     room = _memory_room(session, host, parent)

@@ -16,7 +16,7 @@ import pytest
 from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.files import InterfaceFile
-from agentcgroup.client import OperatorClient
+from agentcgroup.client import Client, OperatorClient
 from tests import bpf_objects
 from tests.running import LAUNCHER, wait_until
 
@@ -150,6 +150,36 @@ def test_reloading_systemd_leaves_sessions_and_their_limits_alone(alive: Alive) 
     assert alive.limits() == before
     root_controllers = (ROOT.parent / "cgroup.subtree_control").read_text().split()
     assert {"memory", "cpu", "pids"} <= set(root_controllers)
+
+
+def granted_pids(agent: Client) -> int | None:
+    granted = agent.declare(memory="16M").granted
+    assert granted is not None
+    return granted.pids_max
+
+
+def test_systemctl_reload_reads_the_configuration_anew_and_costs_no_call(alive: Alive) -> None:
+    path = Path("/etc/agentcgroup/agentcgroup.toml")
+    kept = path.read_text(encoding="utf-8") if path.exists() else None
+    before, daemon = alive.limits(), shown("MainPID")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("[call]\npids_max = 77\n", encoding="utf-8")
+        systemctl("reload", UNIT)
+        with Client(next(Path("/run/agentcgroup/sessions").glob(SESSION))) as agent:
+            assert granted_pids(agent) == 77
+        path.write_text("[call]\npids_mex = 78\n", encoding="utf-8")
+        wrong = subprocess.run(["systemctl", "reload", UNIT], capture_output=True, text=True, check=False)
+        assert wrong.returncode != 0
+        with Client(next(Path("/run/agentcgroup/sessions").glob(SESSION))) as agent:
+            assert granted_pids(agent) == 77
+    finally:
+        path.unlink()
+        if kept is not None:
+            path.write_text(kept, encoding="utf-8")
+        systemctl("reload", UNIT)
+    alive.assert_alive()
+    assert (alive.limits(), shown("MainPID")) == (before, daemon)
 
 
 def test_a_daemon_that_crashes_is_restarted_and_costs_no_session_its_life_or_limits(alive: Alive) -> None:

@@ -17,6 +17,7 @@ from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.model import BudgetRequest, Session
+from agentcgroup.daemon.reload import Reloader
 from agentcgroup.proto.launch import Reply, Request, decode_reply, encode_request
 from agentcgroup.proto.v1.agent_pb2_grpc import AgentServiceStub
 from agentcgroup.proto.v1.operator_pb2 import GetHostRequest
@@ -75,10 +76,13 @@ class Daemon:
     def __init__(self, run_dir: Path, config: Config | None = None, host: FakeHost | None = None) -> None:
         self.run_dir = run_dir
         self.config = config or Config(daemon=DaemonConfig(run_dir=str(run_dir)))
+        # What the configuration file says when it is read again.
+        self.file = self.config
         self.host = host or FakeHost()
         self.history = FakeHistory()
         self.controller = Controller(self.config, self.host, self.history, FakeClock(), Counters(), Feed())
-        self.api = Api(self.config, self.controller, self.history)
+        self.reloader = Reloader(self.config, lambda: self.file, self.controller.reconfigure)
+        self.api = Api(self.config, self.controller, self.history, self.reloader)
         self._channels: list[grpc.aio.Channel] = []
         self._callers: list[asyncio.subprocess.Process] = []
         self._sleepers: list[subprocess.Popen[bytes]] = []

@@ -110,6 +110,20 @@ ROWS: list[Row] = [
         [as_json(convert.history_entry(filled(operator.HistoryEntry)))],
     ),
     (
+        "host drain --reason why --deadline 10m", "DrainHost",
+        operator.DrainHostRequest(reason="why", deadline_ms=600_000), operator.DrainHostResponse(calls_live=2),
+        {"calls_live": 2},
+    ),
+    (
+        "host resume", "ResumeHost", operator.ResumeHostRequest(), operator.ResumeHostResponse(was_draining=True),
+        {"was_draining": True},
+    ),
+    (
+        "host reload", "ReloadConfiguration", operator.ReloadConfigurationRequest(),
+        operator.ReloadConfigurationResponse(changes=[filled(operator.ConfigurationChange)]),
+        [as_json(convert.configuration_change(filled(operator.ConfigurationChange)))],
+    ),
+    (
         "check", "GetHost", operator.GetHostRequest(), filled(operator.GetHostResponse),
         {"reachable": True} | as_json(convert.host(filled(operator.GetHostResponse))),
     ),

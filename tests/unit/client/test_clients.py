@@ -129,6 +129,19 @@ OPERATOR_ROWS: list[Row] = [
         operator.KillCallResponse, _report,
     ),
     ("GetHost", lambda c: c.host(), operator.GetHostRequest(), operator.GetHostResponse, convert.host),
+    (
+        "DrainHost", lambda c: c.drain_host(reason="why", deadline="10m"),
+        operator.DrainHostRequest(reason="why", deadline_ms=600_000), operator.DrainHostResponse,
+        lambda response: response.calls_live,
+    ),
+    (
+        "ResumeHost", lambda c: c.resume_host(), operator.ResumeHostRequest(), operator.ResumeHostResponse,
+        lambda response: response.was_draining,
+    ),
+    (
+        "ReloadConfiguration", lambda c: c.reload_configuration(), operator.ReloadConfigurationRequest(),
+        operator.ReloadConfigurationResponse, lambda response: [*map(convert.configuration_change, response.changes)],
+    ),
 ]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ READERS: list[tuple[type[Message], Callable[[Any], Any]]] = [
     (agent_pb2.GetLimitsResponse, convert.session_limits),
     (operator_pb2.GetHostResponse, convert.host),
     (operator_pb2.HistoryEntry, convert.history_entry),
+    (operator_pb2.ConfigurationChange, convert.configuration_change),
 ]
 
 

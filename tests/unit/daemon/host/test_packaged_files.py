@@ -55,7 +55,7 @@ def test_no_exit_status_that_a_retry_cannot_mend_is_retried() -> None:
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     # The binary need not be installed where the tests run; systemd looks for it too.
     unit = tmp_path / "agentcgroup.service"
-    unit.write_text(UNIT.replace("ExecStart=agentcgroupd", "ExecStart=/bin/true"))
+    unit.write_text(re.sub(r"^(Exec\w+=)\w+", r"\1/bin/true", UNIT, flags=re.MULTILINE))
     verified = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
     )
