@@ -32,7 +32,7 @@ pytestmark = [
     ),
 ]
 
-SCRAPES = 15
+SCRAPES = 10
 ENDED = "sum(agentcgroup_calls_ended_total)"
 
 # Panels that may be empty on a host, and the capability whose absence is the reason (agentcg check).
@@ -107,7 +107,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
                 play_overrun(daemon)
             # The last calls are scraped twice, so that they are in the rates too.
             wait_until(
-                lambda: (prometheus.one(f"min_over_time({ENDED}[2s:1s])") or 0) == 4 * rounds + stopped,
+                lambda: (prometheus.one(f"min_over_time({ENDED}[4s:2s])") or 0) == 4 * rounds + stopped,
                 60,
                 f"{4 * rounds + stopped} calls being scraped",
             )
