@@ -14,7 +14,9 @@
 enum {
 	COMM_BYTES = 16,
 	/* What is kept of an argument list, NUL between arguments; longer ones are cut. A power of two. */
-	ARGUMENTS_BYTES = 512,
+	ARGUMENTS_BYTES = 1024,
+	/* Of the path as given to execve(2), which may be relative; longer ones are cut. */
+	FILENAME_BYTES = 128,
 };
 
 enum event_kind {
@@ -43,12 +45,28 @@ struct fork_event {
 	char comm[COMM_BYTES];
 };
 
+/* Of an exec_event. */
+enum exec_flag {
+	/* A process that the door of its account asks about. */
+	EXEC_AT_DOOR = 1,
+	/* It, or whoever forked it, came into its account from outside; else it descends from who was there before. */
+	EXEC_FROM_OUTSIDE = 2,
+	/* The scheduler was asked to hold it. */
+	EXEC_HELD = 4,
+};
+
 struct exec_event {
 	struct event_header header;
+	__u32 parent_pid;
+	/* enum exec_flag */
+	__u32 flags;
+	__u32 process_group;
+	__u32 parent_process_group;
 	/* Of `arguments`, as kept; `arguments_total` is the length of the whole list. */
 	__u32 arguments_length;
 	__u32 arguments_total;
 	char comm[COMM_BYTES];
+	char filename[FILENAME_BYTES];
 	/* The record ends after arguments_length bytes of this. */
 	char arguments[ARGUMENTS_BYTES];
 };
@@ -114,6 +132,26 @@ struct account {
 	char oom_trigger_comm[COMM_BYTES];
 };
 
+/* Whose execs a door asks about. */
+enum door_source {
+	/* Descendants of the agent runtime. */
+	DOOR_AGENT = 1,
+	/* What enters from outside, and what descends from it. */
+	DOOR_OUTSIDE = 2,
+};
+
+/*
+ * The door of an account: execs in it are told to the daemon, which may make each a tool call. In map `doors`, by the
+ * account's id. What lives in an account within, a call, does not pass here.
+ */
+struct door {
+	/* How long the process is held for the daemon to decide; 0: not. */
+	__u64 hold_ns;
+	/* enum door_source */
+	__u32 sources;
+	__u32 reserved;
+};
+
 /* What did not reach the daemon, per cause. */
 struct losses {
 	/* By enum event_kind: no room in the ring. */
@@ -128,10 +166,13 @@ struct losses {
 
 /* Constants of lifecycle.bpf.c, set before it is loaded. */
 struct lifecycle_knobs {
-	/* Bit n: records of enum event_kind n are sent. Accounts are kept whatever this says. */
+	/* Bit n: records of enum event_kind n are sent. Accounts are kept, and execs at a door told, whatever this says. */
 	__u32 reported_kinds;
 	/* 0: of ends, only those of processes that came from outside are sent. */
 	__u32 reports_children;
+	/* Whom this process, in the initial pid namespace, moves into an account is the account's agent runtime. 0: nobody. */
+	__u32 daemon_pid;
+	__u32 reserved;
 };
 
 #endif

@@ -4,28 +4,34 @@ A test compares every structure with the type information of the compiled progra
 """
 
 import ctypes
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Final
 
 __all__ = [
     "ARGUMENTS_BYTES",
     "COMM_BYTES",
+    "FILENAME_BYTES",
     "STRUCTURES",
     "Account",
     "AttachEvent",
+    "Door",
+    "DoorSource",
     "EventHeader",
     "EventKind",
     "ExecEvent",
+    "ExecFlag",
     "ExitEvent",
     "ForkEvent",
     "LifecycleKnobs",
     "Losses",
+    "Mark",
     "OomEvent",
     "ThrottleEvent",
 ]
 
 COMM_BYTES: Final = 16
-ARGUMENTS_BYTES: Final = 512
+ARGUMENTS_BYTES: Final = 1024
+FILENAME_BYTES: Final = 128
 
 _u32, _u64 = ctypes.c_uint32, ctypes.c_uint64
 _comm = ctypes.c_char * COMM_BYTES
@@ -38,6 +44,19 @@ class EventKind(IntEnum):
     ATTACH = 3
     OOM_VICTIM = 4
     THROTTLE = 5
+
+
+class ExecFlag(IntFlag):
+    AT_DOOR = 1
+    FROM_OUTSIDE = 2
+    HELD = 4
+
+
+class DoorSource(IntFlag):
+    """Whose execs a door asks about."""
+
+    AGENT = 1
+    OUTSIDE = 2
 
 
 class EventHeader(ctypes.Structure):
@@ -59,14 +78,24 @@ class ForkEvent(ctypes.Structure):
 
 class ExecEvent(ctypes.Structure):
     header: EventHeader
+    parent_pid: int
+    flags: int
+    process_group: int
+    parent_process_group: int
     arguments_length: int
     arguments_total: int
     comm: bytes
+    filename: bytes
     _fields_ = [
         ("header", EventHeader),
+        ("parent_pid", _u32),
+        ("flags", _u32),
+        ("process_group", _u32),
+        ("parent_process_group", _u32),
         ("arguments_length", _u32),
         ("arguments_total", _u32),
         ("comm", _comm),
+        ("filename", ctypes.c_char * FILENAME_BYTES),
         ("arguments", ctypes.c_char * ARGUMENTS_BYTES),
     ]
 
@@ -151,6 +180,18 @@ class Account(ctypes.Structure):
     ]
 
 
+class Door(ctypes.Structure):
+    hold_ns: int
+    sources: int
+    _fields_ = [("hold_ns", _u64), ("sources", _u32), ("reserved", _u32)]
+
+
+class Mark(ctypes.Structure):
+    """The value of a map in which only the key counts."""
+
+    _fields_ = [("is_set", _u32)]
+
+
 class Losses(ctypes.Structure):
     records: "ctypes.Array[ctypes.c_uint64]"
     homes: int
@@ -165,7 +206,12 @@ class Losses(ctypes.Structure):
 
 
 class LifecycleKnobs(ctypes.Structure):
-    _fields_ = [("reported_kinds", _u32), ("reports_children", _u32)]
+    _fields_ = [
+        ("reported_kinds", _u32),
+        ("reports_children", _u32),
+        ("daemon_pid", _u32),
+        ("reserved", _u32),
+    ]
 
 
 # C name -> twin.
@@ -178,6 +224,7 @@ STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
     "oom_event": OomEvent,
     "throttle_event": ThrottleEvent,
     "account": Account,
+    "door": Door,
     "losses": Losses,
     "lifecycle_knobs": LifecycleKnobs,
 }

@@ -56,8 +56,19 @@ typedef struct {
 	int counter;
 } atomic_t;
 
+/* The first of `numbers` is that of the initial namespace. */
+struct upid {
+	int nr;
+};
+
+struct pid {
+	struct upid numbers[1];
+};
+
 struct signal_struct {
 	atomic_t live;
+	/* By enum pid_type: PID, TGID, PGID, SID. */
+	struct pid *pids[4];
 	int group_exit_code;
 	unsigned int flags;
 };

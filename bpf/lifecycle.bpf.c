@@ -25,6 +25,7 @@
 #include "abi.h"
 #include "kernel.h"
 #include "lifecycle_accounts.bpf.h"
+#include "lifecycle_door.bpf.h"
 #include "lifecycle_memory.bpf.h"
 #include "lifecycle_processes.bpf.h"
 
@@ -39,4 +40,6 @@ const union {
 	struct attach_event attach;
 	struct oom_event oom;
 	struct throttle_event throttle;
+	enum exec_flag exec_flag;
+	enum door_source door_source;
 } *const event_records = NULL;

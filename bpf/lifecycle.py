@@ -1,13 +1,15 @@
 """The lifecycle programs as one object: accounts of cgroups, records as they come, losses. See lifecycle.bpf.c."""
 
+import ctypes
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
-from agentcgroup.bpf import abi
-from agentcgroup.bpf.abi import EventKind
+from agentcgroup.bpf import abi, libbpf
+from agentcgroup.bpf.abi import DoorSource, EventKind
 from agentcgroup.bpf.programs import Absent, Programs, object_path
 from agentcgroup.bpf.records import Record, command_name, decode
+from agentcgroup.bpf.shared_maps import SharedMaps
 
 __all__ = ["LOSSES", "Books", "FirstVictim", "Lifecycle"]
 
@@ -60,22 +62,27 @@ class Lifecycle:
         ring_bytes: int = 1 << 20,
         kinds: Collection[EventKind] = tuple(EventKind),
         with_children: bool = True,
+        daemon_pid: int = 0,
+        shared: SharedMaps | None = None,
     ) -> None:
         """`receive` is called from `drain`. `kinds`: which records are sent; accounts are kept in any case.
 
         `with_children` False: of ends, only those of processes that were not forked inside their account.
-        `ring_bytes` is a power of two and a multiple of the page size.
+        `ring_bytes` is a power of two and a multiple of the page size. `daemon_pid`, of the initial pid namespace: whom
+        that process moves into an account is its agent runtime, of which no door is told. `shared`: the map of holds.
         """
         self._receive = receive
         mask = sum(1 << kind for kind in set(kinds))
         self._programs = Programs(
             object_path("lifecycle"),
-            knobs={"knobs": abi.LifecycleKnobs(mask, int(with_children))},
+            knobs={"knobs": abi.LifecycleKnobs(mask, int(with_children), daemon_pid)},
             sizes={"accounts": accounts_max, "events": ring_bytes},
             optional=_OPTIONAL,
+            shared=shared,
         )
         try:
             self._accounts = self._programs.hash_map("accounts", abi.Account)
+            self._doors = self._programs.hash_map("doors", abi.Door)
             self._losses = self._programs.array_map("losses", abi.Losses)
             self._ring = self._programs.ring("events", self._on_record)
             self._programs.attach()
@@ -136,6 +143,22 @@ class Lifecycle:
             oom_victims=account.oom_victims,
             first_victim=_first_victim(account),
         )
+
+    # ---- doors
+
+    def set_door(self, account_id: int, sources: DoorSource, hold_ns: int = 0) -> None:
+        """From now on execs of `sources` in the account itself, not in those within, are told with ExecFlag.AT_DOOR.
+
+        `hold_ns`: the scheduler keeps each off its CPU so long at most, see holds.bpf.h; 0: not at all. Raises BpfError.
+        """
+        self._doors.put(account_id, abi.Door(hold_ns, int(sources)))
+
+    def remove_door(self, account_id: int) -> None:
+        self._doors.delete(account_id)
+
+    def let_be(self, pidfd: int) -> None:
+        """No door is told of this process, nor of what it forks from now on. Raises BpfError: it has ended."""
+        libbpf.update(self._programs.map_fd("let_be"), ctypes.c_int(pidfd), abi.Mark(1))
 
     # ---- records
 

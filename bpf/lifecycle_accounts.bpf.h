@@ -33,13 +33,18 @@ struct {
 	__type(value, struct losses);
 } losses SEC(".maps");
 
-/* What is remembered of a task. Account and is_child are kept for the leader of a process. */
+/* What is remembered of a task. Account, and what is_... says, are kept for the leader of a process. */
 struct home {
 	u64 account_id;
 	u64 over_high_since_ns;
 	u64 oom_limit_cgroup_id;
 	u32 is_child;
 	u32 is_known;
+	/* Of the door, see lifecycle_door.bpf.h: nobody to ask about; came from outside; let be, and all that it forks. */
+	u32 is_runtime;
+	u32 is_from_outside;
+	u32 is_let_be;
+	u32 reserved;
 };
 
 struct {

@@ -8,12 +8,15 @@
 #include "abi.h"
 #include "compat.bpf.h"
 #include "lifecycle_accounts.bpf.h"
+#include "lifecycle_door.bpf.h"
 
 enum {
 	/* include/linux/sched/signal.h */
 	SIGNAL_GROUP_EXIT = 4,
 	/* Exits that are told apart where the kernel does not do it; see compat.bpf.h. */
 	RECENT_EXITS = 1024,
+	/* include/linux/pid_types.h */
+	PIDTYPE_PGID = 2,
 };
 
 struct {
@@ -60,6 +63,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 		home->account_id = account_id;
 		home->is_child = is_born_inside;
 		home->is_known = 1;
+		inherit_at_door(home, is_born_inside ? parent->group_leader : NULL);
 	}
 	if (!is_reported(EVENT_FORK))
 		return 0;
@@ -72,6 +76,11 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 	bpf_core_read_str(event->comm, sizeof(event->comm), &child->comm);
 	bpf_ringbuf_submit(event, 0);
 	return 0;
+}
+
+static __always_inline u32 process_group_of(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, signal, pids[PIDTYPE_PGID], numbers[0].nr);
 }
 
 static __always_inline void read_arguments(struct exec_event *event, struct task_struct *task)
@@ -96,34 +105,49 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 {
 	struct cgroup *cgroup = cgroup_of(task);
 	u64 account_id = account_of(cgroup);
+	struct task_struct *parent;
 	struct exec_event *event;
 	struct home *home;
-	u32 zero = 0;
+	u32 zero = 0, flags;
 	u64 size;
 
 	if (!account_id)
 		return 0;
 	ADD(cgroup, execs, 1, 0);
-	/* An exec by another thread than the leader makes a new leader, which nobody has told where it belongs. */
+	/* Here before its account was opened; or a new leader, made by an exec in another thread, whom nobody has told. */
 	home = home_of(task);
 	if (home && !home->is_known) {
 		home->account_id = account_id;
 		home->is_known = 1;
+		home->is_runtime = 1;
 	}
-	if (!is_reported(EVENT_EXEC))
+	flags = ask_at_door(account_id, task, home);
+	if (!flags && !is_reported(EVENT_EXEC))
 		return 0;
 	/* Tracing programs do not nest on one CPU, so the scratch is ours until the return. */
 	event = bpf_map_lookup_elem(&exec_scratch, &zero);
 	if (!event)
 		return 0;
+	parent = BPF_CORE_READ(task, real_parent);
 	fill_header(&event->header, EVENT_EXEC, task->tgid, account_id, cgroup);
+	event->parent_pid = BPF_CORE_READ(parent, tgid);
+	event->process_group = process_group_of(task);
+	event->parent_process_group = process_group_of(parent);
 	bpf_core_read_str(event->comm, sizeof(event->comm), &task->comm);
+	event->filename[0] = 0;
+	bpf_probe_read_kernel_str(event->filename, sizeof(event->filename), program->filename);
 	read_arguments(event, task);
+	/* Before the daemon may hear of it and let it go. */
+	flags |= hold_at_door(account_id, task, flags);
+	event->flags = flags;
 	size = __builtin_offsetof(struct exec_event, arguments) + event->arguments_length;
 	if (size > sizeof(*event))
 		return 0;
-	if (bpf_ringbuf_output(&events, event, size, 0))
+	if (bpf_ringbuf_output(&events, event, size, 0)) {
 		COUNT_LOSS(records[EVENT_EXEC]);
+		if (flags & EXEC_HELD)
+			release_task(task);
+	}
 	return 0;
 }
 
@@ -219,6 +243,7 @@ int BPF_PROG(on_attach, struct cgroup *destination, const char *path, struct tas
 	home->account_id = account_id;
 	home->is_child = 0;
 	home->is_known = 1;
+	arrive_at_door(home);
 	ADD(cgroup, arrivals, 1, previous);
 	if (!is_reported(EVENT_ATTACH))
 		return 0;

@@ -148,6 +148,10 @@ class Programs:
     def array_map(self, name: str, value: type[_V]) -> ArrayMap[_V]:
         return ArrayMap(libbpf.map_fd(libbpf.find_map(self._open(), name)), value)
 
+    def map_fd(self, name: str) -> int:
+        """The descriptor of a map whose keys are no numbers; it stays the object's."""
+        return libbpf.map_fd(libbpf.find_map(self._open(), name))
+
     def ring(self, name: str, receive: Callable[[bytes], None]) -> RingBuffer:
         """A reader of the ring buffer `name`; closed with the programs."""
         ring = RingBuffer(libbpf.map_fd(libbpf.find_map(self._open(), name)), receive)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentcgroup.bpf import abi
-from agentcgroup.bpf.abi import EventKind
+from agentcgroup.bpf.abi import EventKind, ExecFlag
 
 __all__ = [
     "Arrival",
@@ -53,10 +53,18 @@ class Fork(_Happened):
 
 @dataclass(frozen=True, slots=True)
 class Exec(_Happened):
-    """A process became another program. `arguments` may be cut: `arguments_bytes` is the length of the whole list."""
+    """A process became another program. `arguments` may be cut: `arguments_bytes` is the length of the whole list.
 
+    `filename` is the path as given to execve(2), cut at abi.FILENAME_BYTES. Process groups as the kernel numbers them.
+    """
+
+    parent_pid: int
+    process_group: int
+    parent_process_group: int
+    filename: bytes
     arguments: tuple[bytes, ...]
     arguments_bytes: int
+    flags: ExecFlag = ExecFlag(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +134,16 @@ def _exec(data: bytes) -> Exec:
     kept = data[_ARGUMENTS_AT : _ARGUMENTS_AT + event.arguments_length]
     # Each argument ends with a NUL, but for one that was cut.
     arguments = tuple(kept.removesuffix(b"\0").split(b"\0")) if kept else ()
-    return Exec(*_where(event.header, event.comm), arguments, event.arguments_total)
+    return Exec(
+        *_where(event.header, event.comm),
+        event.parent_pid,
+        event.process_group,
+        event.parent_process_group,
+        event.filename,
+        arguments,
+        event.arguments_total,
+        ExecFlag(event.flags),
+    )
 
 
 def _exit(data: bytes) -> Exit:

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Iterator
+from enum import IntFlag
 
 import pytest
 
@@ -38,6 +39,13 @@ def test_the_kinds_of_records_are_numbered_alike(types: Handle) -> None:
     kinds = btf.enumeration(types, "event_kind")
     assert kinds.pop("EVENT_KINDS") == len(abi.EventKind)
     assert kinds == {f"EVENT_{kind.name}": kind.value for kind in abi.EventKind}
+
+
+@pytest.mark.parametrize(("name", "twin"), [("exec", abi.ExecFlag), ("door", abi.DoorSource)])
+def test_flags_have_the_same_bits_in_both_languages(types: Handle, name: str, twin: type[IntFlag]) -> None:
+    suffix = {"exec": "flag", "door": "source"}[name]
+    bits = btf.enumeration(types, f"{name}_{suffix}")
+    assert bits == {f"{name.upper()}_{flag.name}": flag.value for flag in twin}
 
 
 def test_the_knobs_are_constants_of_the_object(types: Handle) -> None:

@@ -5,7 +5,7 @@ import ctypes
 import pytest
 
 from agentcgroup.bpf import abi
-from agentcgroup.bpf.abi import EventKind
+from agentcgroup.bpf.abi import EventKind, ExecFlag
 from agentcgroup.bpf.records import (
     Arrival,
     BadRecord,
@@ -29,13 +29,24 @@ def test_a_fork_tells_parent_and_place() -> None:
 
 
 def exec_bytes(arguments: bytes, total: int) -> bytes:
-    event = abi.ExecEvent(header(EventKind.EXEC), len(arguments), total, b"cc")
+    event = abi.ExecEvent(
+        header(EventKind.EXEC),
+        41,
+        int(ExecFlag.AT_DOOR),
+        42,
+        41,
+        len(arguments),
+        total,
+        b"cc",
+        b"/usr/bin/cc",
+    )
     return bytes(event)[: ctypes.sizeof(abi.ExecEvent) - abi.ARGUMENTS_BYTES] + arguments
 
 
 def test_an_exec_tells_its_arguments_one_by_one() -> None:
     record = decode(exec_bytes(b"cc\0-c\0a file.c\0\0", 17))
-    assert record == Exec(42, 1_000, 7, 8, "cc", (b"cc", b"-c", b"a file.c", b""), 17)
+    where = (42, 1_000, 7, 8, "cc", 41, 42, 41, b"/usr/bin/cc")
+    assert record == Exec(*where, (b"cc", b"-c", b"a file.c", b""), 17, ExecFlag.AT_DOOR)
 
 
 def test_an_argument_list_that_was_cut_says_how_long_it_was() -> None:

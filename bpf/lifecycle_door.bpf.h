@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * The transparent door: which execs in a session the daemon is asked about, and the moment it gets for an answer.
+ *
+ * An account with a door has three kinds of processes in it. The agent runtime: whom the daemon has moved in, and whoever
+ * was there before the books were opened. What descends from it. And what came in from outside (docker exec, nsenter
+ * --join-cgroup), with its descendants. Each exec of the last two is told, and held where the door says so:
+ *
+ *     session
+ *       agent
+ *         claude        moved in by the daemon: its own execs are nobody's business
+ *           bash        forked by it: told. The daemon makes it a call, or leaves it where it is
+ *             make      in a call: lives in the call's account, does not pass here. In a bash that was left: told
+ *         sh            by docker exec: told, and said to be from outside
+ *
+ * The daemon lets a process be that it could not place (`let_be`, by pidfd): neither it nor what it forks is told again.
+ *
+ * Handles badly: a thread other than the first that execs in place makes a leader that is taken for the runtime. A process
+ * that forks without end and never execs is the runtime's.
+ */
+#ifndef AGENTCGROUP_LIFECYCLE_DOOR_BPF_H
+#define AGENTCGROUP_LIFECYCLE_DOOR_BPF_H
+
+#include "abi.h"
+#include "holds.bpf.h"
+#include "lifecycle_accounts.bpf.h"
+
+/* account id -> door; written by the daemon. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64);
+	__type(value, struct door);
+} doors SEC(".maps");
+
+/* Written by the daemon for the leader of a process: not 0. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, u32);
+} let_be SEC(".maps");
+
+/* A process is born to `parent`, NULL: outside. */
+static __always_inline void inherit_at_door(struct home *home, struct task_struct *parent)
+{
+	struct home *from;
+
+	home->is_runtime = 0;
+	if (!parent) {
+		home->is_from_outside = 1;
+		return;
+	}
+	from = bpf_task_storage_get(&homes, parent, 0, 0);
+	home->is_from_outside = from && from->is_from_outside;
+	home->is_let_be = (from && from->is_let_be) || bpf_task_storage_get(&let_be, parent, 0, 0);
+}
+
+/* The current process moves one in. */
+static __always_inline void arrive_at_door(struct home *home)
+{
+	home->is_runtime = knobs.daemon_pid && bpf_get_current_pid_tgid() >> 32 == knobs.daemon_pid;
+	home->is_from_outside = !home->is_runtime;
+	home->is_let_be = 0;
+}
+
+/* Flags of an exec that the daemon is to be asked about; 0: it is not. */
+static __always_inline u32 ask_at_door(u64 account_id, struct task_struct *task, struct home *home)
+{
+	struct door *door = bpf_map_lookup_elem(&doors, &account_id);
+
+	if (!door || !home || home->is_runtime || home->is_let_be || bpf_task_storage_get(&let_be, task, 0, 0))
+		return 0;
+	if (home->is_from_outside)
+		return door->sources & DOOR_OUTSIDE ? EXEC_AT_DOOR | EXEC_FROM_OUTSIDE : 0;
+	return door->sources & DOOR_AGENT ? EXEC_AT_DOOR : 0;
+}
+
+/* EXEC_HELD when the scheduler was asked to hold `task`, which is at its door. */
+static __always_inline u32 hold_at_door(u64 account_id, struct task_struct *task, u32 flags)
+{
+	struct door *door = bpf_map_lookup_elem(&doors, &account_id);
+
+	if (!flags || !door || !door->hold_ns)
+		return 0;
+	return hold_task(task, bpf_ktime_get_ns() + door->hold_ns) ? EXEC_HELD : 0;
+}
+
+#endif
