@@ -1,0 +1,274 @@
+"""The queue never promises what is not there, lets nobody starve, and lets small calls through."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from hypothesis import given, settings, strategies as st
+
+from agentcgroup.daemon.model import CpuClass, Priority, Usage
+from agentcgroup.daemon.policy import queue
+from agentcgroup.daemon.policy.measured import SETTLE_MS, counted_bytes, given_back_bytes
+from agentcgroup.daemon.policy.queue import (
+    BYPASSES_MAX,
+    EXPRESS_PART,
+    Level,
+    Running,
+    Share,
+    View,
+    Waiter,
+    is_overdue,
+    plan,
+    wait_estimates_ms,
+)
+
+MIB = 1 << 20
+HOST = "host"
+WEB = Share(Priority.NORMAL, entitled_bytes=1000, reserved_bytes=0, calls_free=100)
+
+
+def waiter(
+    name: str,
+    memory: int,
+    arrived: int = 0,
+    *,
+    session: str = "web",
+    cpu_class: CpuClass = CpuClass.NORMAL,
+    passed: int = 0,
+    runs_ms: int | None = None,
+) -> Waiter:
+    return Waiter(name, session, (session, HOST), memory, cpu_class, arrived, passed, runs_ms)
+
+
+def view(
+    *waiting: Waiter, free: int = 1000, host_free: int | None = None, total: int = 1000, **shares: Share
+) -> View:
+    sessions = {"web": WEB} | shares
+    host = Level(10 * total, free if host_free is None else host_free)
+    levels = {name: Level(total, free) for name in sessions} | {HOST: host}
+    return View(levels, sessions, 100, waiting)
+
+
+def granted(found: queue.Plan) -> list[str]:
+    return [each.id for each in found.granted]
+
+
+def standing(found: queue.Plan) -> list[str]:
+    return [each.id for each in found.standing]
+
+
+def test_what_fits_is_granted_in_order_and_the_rest_stays() -> None:
+    found = plan(view(waiter("a", 600, 1), waiter("b", 600, 2), waiter("c", 300, 3)))
+    assert granted(found) == ["a", "c"]
+    assert standing(found) == ["b"]
+    assert found.standing[0].passed == 1, "c came later and took room that b is short of"
+
+
+def test_sessions_go_by_priority_then_by_what_they_hold_of_their_own() -> None:
+    low = replace(WEB, priority=Priority.LOW)
+    high = replace(WEB, priority=Priority.HIGH, reserved_bytes=900)
+    busy = replace(WEB, reserved_bytes=300)
+    waiting = [
+        waiter(name, 100, number, session=name) for number, name in enumerate(("low", "busy", "web", "high"))
+    ]
+    found = plan(view(*waiting, host_free=50, low=low, high=high, busy=busy))
+    assert standing(found) == ["high", "web", "busy", "low"]
+
+
+def test_a_grant_moves_its_session_behind_the_others() -> None:
+    waiting = [waiter("a1", 100, 1), waiter("a2", 100, 2), waiter("b", 100, 3, session="other")]
+    found = plan(view(*waiting, host_free=200, other=WEB))
+    assert granted(found) == ["a1", "b"]
+
+
+def test_inside_a_session_interactive_goes_first_and_batch_last() -> None:
+    classes = (CpuClass.BATCH, CpuClass.NORMAL, CpuClass.INTERACTIVE)
+    waiting = [waiter(each, 100, number, cpu_class=each) for number, each in enumerate(classes)]
+    assert granted(plan(view(*waiting))) == ["interactive", "normal", "batch"]
+
+
+def test_a_call_that_was_passed_often_enough_keeps_its_room() -> None:
+    big = waiter("big", 900, 1, passed=BYPASSES_MAX)
+    found = plan(view(big, waiter("later", 200, 2), free=500))
+    assert granted(found) == []
+    assert standing(found) == ["big", "later"]
+
+
+def test_an_interactive_call_passes_even_an_overdue_one_when_that_does_not_keep_it_out() -> None:
+    small = waiter("small", 60, 2, cpu_class=CpuClass.INTERACTIVE)
+    for need, passes in ((900, True), (990, False)):
+        found = plan(view(waiter("big", need, 1, passed=BYPASSES_MAX), small, free=500))
+        assert (granted(found) == ["small"]) is passes
+
+
+def test_the_express_lane_is_bounded() -> None:
+    small = [waiter(f"s{each}", 50, 2 + each, cpu_class=CpuClass.INTERACTIVE) for each in range(10)]
+    found = plan(view(waiter("big", 800, 1, passed=BYPASSES_MAX), *small, free=700))
+    assert len(found.granted) * 50 <= 1000 // EXPRESS_PART
+
+
+def test_an_overdue_call_of_one_session_does_not_stop_another_that_takes_nothing_from_it() -> None:
+    big = waiter("big", 900, 1, passed=BYPASSES_MAX)
+    found = plan(view(big, waiter("other", 400, 2, session="other"), free=500, host_free=2000, other=WEB))
+    assert granted(found) == ["other"]
+
+
+def test_calls_of_a_frozen_session_keep_their_place_and_nobody_waits_for_them() -> None:
+    frozen = replace(WEB, is_open=False)
+    overdue = waiter("frozen", 100, 1, session="frozen", passed=BYPASSES_MAX)
+    found = plan(view(overdue, waiter("a", 900, 2), host_free=900, frozen=frozen))
+    assert granted(found) == ["a"]
+    assert standing(found) == ["frozen"]
+
+
+def test_the_number_of_calls_is_a_bound_like_memory() -> None:
+    assert granted(plan(view(waiter("a", 1, 1), waiter("b", 1, 2), web=replace(WEB, calls_free=1)))) == ["a"]
+    none = replace(view(waiter("a", 1, 1)), calls_free=0)
+    assert granted(plan(none)) == []
+
+
+def test_the_wait_is_estimated_from_what_is_expected_to_end() -> None:
+    running = [
+        Running("web", ("web", HOST), 400, CpuClass.NORMAL, 5000),
+        Running("web", ("web", HOST), 300, CpuClass.NORMAL, 2000),
+    ]
+    waiting = [
+        waiter("a", 300, 1, runs_ms=1000),
+        waiter("b", 300, 2),
+        waiter("c", 600, 3),
+        waiter("d", 900, 4),
+    ]
+    found = wait_estimates_ms(view(*waiting, free=0), running)
+    # b holds its 300 for nobody knows how long, so nobody knows about c and d.
+    assert found == {"a": 2000, "b": 3000}
+
+
+# ---- any history ---------------------------------------------------------------------------------------------------
+
+TOTAL = 1000
+CAPACITY = 2000
+NAMES = ("a", "b", "c")
+
+arrivals = st.tuples(
+    st.sampled_from(NAMES),
+    st.one_of(st.integers(1, 120), st.integers(1, TOTAL)),
+    st.sampled_from(list(CpuClass)),
+    st.integers(1, 6),
+)
+rounds = st.lists(st.tuples(st.lists(arrivals, max_size=5), st.booleans()), max_size=40)
+
+
+@dataclass
+class World:
+    """Three sessions of half the host each; calls run for some rounds and end."""
+
+    priorities: Sequence[Priority]
+    waiting: list[Waiter] = field(default_factory=list)
+    running: list[tuple[Waiter, int]] = field(default_factory=list)
+    runs: dict[str, int] = field(default_factory=dict)
+    arrived: int = 0
+
+    def view(self) -> View:
+        def level(key: str, total: int) -> Level:
+            here = [each for each, _ in self.running if key in each.levels]
+            express = [each for each in here if each.cpu_class is CpuClass.INTERACTIVE]
+            return Level(
+                total,
+                total - sum(each.memory_bytes for each in here),
+                sum(each.memory_bytes for each in express),
+            )
+
+        levels = {name: level(name, TOTAL) for name in NAMES} | {HOST: level(HOST, CAPACITY)}
+        sessions = {
+            name: Share(priority, TOTAL, TOTAL - levels[name].free_bytes, 1000)
+            for name, priority in zip(NAMES, self.priorities, strict=True)
+        }
+        return View(levels, sessions, 1000, self.waiting)
+
+    def arrive(self, session: str, memory: int, cpu_class: CpuClass, runs: int) -> None:
+        self.arrived += 1
+        new = waiter(f"c{self.arrived}", memory, self.arrived, session=session, cpu_class=cpu_class)
+        self.waiting.append(new)
+        self.runs[new.id] = runs
+
+    def tick(self) -> queue.Plan:
+        self.running = [(each, left - 1) for each, left in self.running if left > 1]
+        found = plan(self.view())
+        self.waiting = list(found.standing)
+        self.running += [(each, self.runs[each.id]) for each in found.granted]
+        return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(list(Priority)), min_size=3, max_size=3), rounds)
+def test_whatever_comes_no_level_is_overdrawn_and_everybody_gets_in(
+    priorities: list[Priority], history: list[tuple[list[tuple[str, int, CpuClass, int]], bool]]
+) -> None:
+    world = World(priorities)
+    for arriving, cancels in history:
+        for new in arriving:
+            world.arrive(*new)
+        if cancels and world.waiting:
+            world.waiting.pop(0)
+        asked = {each.id for each in world.waiting}
+        overdue = {each.id for each in world.waiting if is_overdue(each)}
+        found = world.tick()
+        assert {each.id for each in (*found.granted, *found.standing)} == asked
+        after = world.view()
+        assert all(level.free_bytes >= 0 for level in after.levels.values())
+        if all(each.cpu_class is not CpuClass.INTERACTIVE for each in found.granted):
+            for each in found.standing:
+                for later in found.granted:
+                    if each.id in overdue and each.arrived < later.arrived:
+                        shared = set(each.levels) & set(later.levels)
+                        assert all(after.levels[key].free_bytes >= each.memory_bytes for key in shared)
+    left = len(world.waiting)
+    for _ in range(7 * left + 7):
+        world.tick()
+    assert world.waiting == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, TOTAL),
+    st.sampled_from(list(CpuClass)),
+    st.lists(arrivals, min_size=1, max_size=12),
+)
+def test_no_stream_of_later_calls_keeps_one_out(
+    need: int, cpu_class: CpuClass, stream: list[tuple[str, int, CpuClass, int]]
+) -> None:
+    """The adversary: higher priority, at any moment as many calls as it likes, for ever the same."""
+    world = World((Priority.LOW, Priority.HIGH, Priority.HIGH))
+    world.arrive("a", need, cpu_class, 1)
+    for _ in range(100):
+        for new in stream:
+            world.arrive(*new)
+        if "c1" in {each.id for each in world.tick().granted}:
+            return
+        # The queue is bounded, as the daemon's is.
+        world.waiting = sorted(world.waiting, key=lambda each: each.arrived)[:40]
+    raise AssertionError("never granted")
+
+
+# ---- measured ------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_that_declared_4_gb_and_uses_200_mb_gives_back() -> None:
+    usage = Usage(memory_current_bytes=200 * MIB, memory_peak_bytes=220 * MIB)
+    assert given_back_bytes(4096 * MIB, usage, SETTLE_MS) == (4096 - 264) * MIB
+    assert given_back_bytes(4096 * MIB, usage, SETTLE_MS - 1) == 0
+    assert given_back_bytes(4096 * MIB, usage, SETTLE_MS, expected_ms=10 * SETTLE_MS) == 0
+    assert given_back_bytes(4096 * MIB, Usage(), 10 * SETTLE_MS) == 0, "nothing is measured"
+    peaked = replace(usage, memory_peak_bytes=4000 * MIB)
+    assert given_back_bytes(4096 * MIB, peaked, SETTLE_MS) == 96 * MIB
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 1000), st.floats(1, 4))
+def test_what_fits_beside_the_counted_keeps_both_sums(
+    declared: int, given_back: int, need: int, factor: float
+) -> None:
+    given_back = min(given_back, declared)
+    counted = counted_bytes(declared, given_back, 1000, factor)
+    assert 0 <= declared - given_back <= counted <= declared
+    if counted + need <= 1000:
+        assert declared - given_back + need <= 1000
+        assert declared + need <= factor * 1000
