@@ -64,7 +64,12 @@ build/.host-packages: Makefile
 	    command -v apt-get >/dev/null || { echo "setup: please install:$$missing" >&2; exit 1; }; \
 	    [ "$$(id -u)" = 0 ] || { echo "setup: to install$$missing run as root, or: sudo apt-get install$$missing" >&2; exit 1; }; \
 	    echo "setup: apt-get install$$missing" >&2; \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	    for try in 1 2 3 4 5 6; do \
+	        apt-get update -qq && break; \
+	        [ $$try -lt 6 ] || { echo "setup: apt-get update failed six times" >&2; exit 1; }; \
+	        echo "setup: another apt may be at work; trying again in 10 s" >&2; sleep 10; \
+	    done; \
+	    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends $$missing >/dev/null; \
 	fi
 	@mkdir -p build && touch $@
 
