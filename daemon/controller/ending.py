@@ -4,7 +4,7 @@ import asyncio
 import logging
 from typing import Final
 
-from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THROTTLE_TIMER, Core
+from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THROTTLE_TIMER, Core, Life
 from agentcgroup.daemon.model import (
     Action,
     Actor,
@@ -94,7 +94,20 @@ class Endings(Core):
     # ---- the end itself
 
     async def _end(self, call: ToolCall) -> None:
+        """Ends the call whatever the machine says: who waits for the report gets one, and what was reserved is free."""
         life = self._lives[call.id]
+        usage, oom = Usage(), OomCounters()
+        try:
+            usage, oom = await self._wind_up(call, life)
+        except Exception:
+            self.counters.internal_error()
+            log.exception("%s/%s: its end is reported without figures", call.session, call.id)
+        self._report(call, usage, oom)
+        del self._lives[call.id]
+        life.ended.set()
+
+    async def _wind_up(self, call: ToolCall, life: Life) -> tuple[Usage, OomCounters]:
+        """Kills what is left, reads the counters, removes the cgroup. Raises what the machine raises."""
         nested = self._ledger.descendants(call)
         for inner in nested:
             if inner.is_live:
@@ -117,9 +130,7 @@ class Endings(Core):
                 await life.status_known.wait()
         except TimeoutError:
             pass
-        self._report(call, usage, oom)
-        del self._lives[call.id]
-        life.ended.set()
+        return usage, oom
 
     async def _until_ended(self, call: ToolCall) -> None:
         """Waits for the report of a call that has begun; one that has ended, or never began, is not waited for."""

@@ -5,6 +5,7 @@ import asyncio
 import grpc
 import pytest
 
+from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import ExitStatus, OomCounters, Usage
 from agentcgroup.proto.launch import Request, Status
 from agentcgroup.proto.v1 import agent_pb2 as pb, types_pb2 as t
@@ -288,3 +289,20 @@ async def test_a_long_tree_comes_in_pages(daemon: Daemon) -> None:
     assert seen == ids
     error = await refusal(agent.GetCallTree(pb.GetCallTreeRequest(page_token="nonsense")))
     assert error.field == "page_token"
+
+
+async def test_a_call_whose_end_fails_on_the_machine_still_gets_its_report_and_gives_its_memory_back(
+    daemon: Daemon,
+) -> None:
+    await daemon.open("web")
+    agent = daemon.agent("web")
+    process = t.ProcessRef(pid=daemon.process("web"))
+    begin = pb.BeginCallRequest(intent=t.Intent(memory_bytes=GIB), process=process)
+    call_id = (await agent.BeginCall(begin)).call.id
+    before = (await agent.GetLimits(pb.GetLimitsRequest())).memory_available_bytes
+    daemon.host.failures["kill_call"] = RequestError(Kind.HOST, "the cgroup was removed by somebody else")
+    report = (await agent.FinishCall(pb.FinishCallRequest(call_id=call_id, exit_code=0))).report
+    assert report.call_id == call_id
+    assert not report.usage.HasField("memory_peak_bytes")
+    after = (await agent.GetLimits(pb.GetLimitsRequest())).memory_available_bytes
+    assert after == before + GIB
