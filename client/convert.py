@@ -302,3 +302,27 @@ def history_entry(message: operator_pb2.HistoryEntry) -> values.HistoryEntry:
         decision=_member(values.Decision, message.decision),
         parent_call_id=message.parent_call_id,
     )
+
+
+def event(message: pb.Event) -> values.Event:
+    return values.Event(
+        id=message.id,
+        at=_at(message, "at"),
+        session=message.session,
+        call_id=message.call_id,
+        actor=message.actor,
+        action=message.action,
+        reason=message.reason,
+        numbers=dict(message.numbers),
+        words=dict(message.words),
+        deadline_at=_at(message, "deadline_at"),
+        dry_run=message.dry_run,
+    )
+
+
+def story(message: pb.Story) -> values.Story:
+    return values.Story(
+        call=call(message.call) if message.HasField("call") else None,
+        events=tuple(event(each) for each in message.events),
+        events_left_out=message.events_left_out,
+    )

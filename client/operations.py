@@ -24,6 +24,7 @@ from agentcgroup.client.values import (
     Answer,
     Call,
     ConfigurationChange,
+    Event,
     Feedback,
     HistoryEntry,
     Host,
@@ -33,6 +34,7 @@ from agentcgroup.client.values import (
     Report,
     Session,
     SessionLimits,
+    Story,
     Verdict,
 )
 from agentcgroup.proto.v1 import agent_pb2 as agent, operator_pb2 as operator, types_pb2 as types
@@ -131,6 +133,11 @@ def get_tree(call_id: str, page_token: str) -> Operation[Page[Call]]:
 def watch_feedback(call_id: str) -> Operation[Feedback]:
     request = _message(agent.WatchFeedbackRequest, call_id=call_id)
     return Operation("WatchFeedback", request, lambda response: convert.feedback(response.feedback))
+
+
+def explain_call(call_id: str) -> Operation[Story]:
+    request = _message(agent.ExplainCallRequest, call_id=call_id)
+    return Operation("ExplainCall", request, lambda response: convert.story(response.story))
 
 
 # ---- OperatorService -------------------------------------------------------------------------------------------------
@@ -290,3 +297,24 @@ def list_history(
         return Page([*map(convert.history_entry, response.entries)], response.next_page_token)
 
     return Operation("ListHistory", request, read)
+
+
+def operator_explain_call(call_id: str) -> Operation[Story]:
+    request = _message(operator.OperatorServiceExplainCallRequest, call_id=call_id)
+    return Operation("ExplainCall", request, lambda response: convert.story(response.story))
+
+
+def list_events(session: str, call_id: str, page_size: int, page_token: str) -> Operation[Page[Event]]:
+    """Newest first."""
+    request = _message(
+        operator.ListEventsRequest,
+        session=session,
+        call_id=call_id,
+        page_size=min(page_size, MOST_HISTORY_PAGE_SIZE),
+        page_token=page_token,
+    )
+
+    def read(response: Any) -> Page[Event]:
+        return Page([*map(convert.event, response.events)], response.next_page_token)
+
+    return Operation("ListEvents", request, read)

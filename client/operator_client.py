@@ -15,12 +15,14 @@ from agentcgroup.client.values import (
     Answer,
     Call,
     ConfigurationChange,
+    Event,
     Feedback,
     HistoryEntry,
     Host,
     Priority,
     Report,
     Session,
+    Story,
     Verdict,
 )
 from agentcgroup.proto.v1.operator_pb2_grpc import OperatorServiceStub
@@ -143,6 +145,19 @@ class OperatorClient:
                 self._channel.pages(partial(operations.list_history, session, verdict, limit)), limit
             )
 
+    def explain(self, call_id: str) -> Story:
+        """Every decision about a call, live or ended, with what it was made from."""
+        return self._channel.perform(operations.operator_explain_call(call_id))
+
+    def events(
+        self, session: str = "", *, call_id: str = "", limit: int = DEFAULT_HISTORY_LIMIT
+    ) -> Iterator[Event]:
+        """At most `limit` decisions, newest first."""
+        if limit > 0:
+            yield from islice(
+                self._channel.pages(partial(operations.list_events, session, call_id, limit)), limit
+            )
+
 
 class AsyncOperatorClient:
     """The same for asyncio; `async with` it, or `await close()`."""
@@ -252,6 +267,23 @@ class AsyncOperatorClient:
             return
         async for entry in self._channel.pages(partial(operations.list_history, session, verdict, limit)):
             yield entry
+            left -= 1
+            if left == 0:
+                return
+
+    async def explain(self, call_id: str) -> Story:
+        """Every decision about a call, live or ended, with what it was made from."""
+        return await self._channel.perform(operations.operator_explain_call(call_id))
+
+    async def events(
+        self, session: str = "", *, call_id: str = "", limit: int = DEFAULT_HISTORY_LIMIT
+    ) -> AsyncIterator[Event]:
+        """At most `limit` decisions, newest first."""
+        left = limit
+        if left <= 0:
+            return
+        async for event in self._channel.pages(partial(operations.list_events, session, call_id, limit)):
+            yield event
             left -= 1
             if left == 0:
                 return

@@ -293,3 +293,29 @@ class HistoryEntry:
     limits: Limits
     decision: Decision | None
     parent_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One decision. `numbers` and `words` are what it was made from, with units in the names; unknown is absent."""
+
+    id: str
+    at: datetime | None
+    session: str
+    call_id: str
+    actor: str
+    action: str
+    reason: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+    deadline_at: datetime | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What happened to one call, oldest first. `call` is None when it is neither live nor in the history."""
+
+    call: Call | None
+    events: tuple[Event, ...]
+    events_left_out: int = 0

@@ -54,9 +54,12 @@ class Ledger:
         self.memory_reserved_bytes += agent_memory_bytes - session.budget.agent_memory_bytes
 
     def call(self, session: str | None, call_id: str) -> ToolCall:
-        """The live or recently ended call; another session's call is not found, like one that never was."""
+        """The live or recently ended call; another session's call is not found, like one that never was.
+
+        So is that of an earlier session of the same name, which may have been another agent's.
+        """
         call = self._calls.get(call_id) or self._recent.get(call_id)
-        if call is None or (session is not None and call.session != session):
+        if call is None or (session is not None and not self._is_of(call, session)):
             raise RequestError(
                 Kind.NOT_FOUND,
                 f"there is no call {call_id[:64]!r}" + (" in this session" if session is not None else ""),
@@ -64,6 +67,10 @@ class Ledger:
                 "call_id",
             )
         return call
+
+    def _is_of(self, call: ToolCall, session: str) -> bool:
+        found = self._sessions.get(session)
+        return call.session == session and (found is None or call.declared_at_ns >= found.created_at_ns)
 
     def live_call(self, session: str | None, call_id: str) -> ToolCall:
         """As `call`, but an ended one is an error of state."""

@@ -72,7 +72,7 @@ DAEMON_ROW: Final = Row(
         ),
         Panel(
             "Lost",
-            "Messages to slow subscribers, kernel events without room, ended calls that the history lost. Should be 0.",
+            "Messages to slow subscribers, kernel events without room, calls and decisions the history lost. Should be 0.",
             Kind.TIMESERIES,
             "cps",
             (
@@ -86,6 +86,10 @@ DAEMON_ROW: Final = Row(
                 Query(
                     f"sum by (cause) (rate(agentcgroup_history_dropped_total{{{HOST}}}[$__rate_interval]))",
                     "history: {{cause}}",
+                ),
+                Query(
+                    f"sum by (cause) (rate(agentcgroup_history_events_dropped_total{{{HOST}}}[$__rate_interval]))",
+                    "event log: {{cause}}",
                 ),
             ),
         ),

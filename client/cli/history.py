@@ -1,4 +1,4 @@
-"""`agentcg history`: ended calls."""
+"""`agentcg history`: ended calls, and the decisions of the daemon."""
 
 import argparse
 
@@ -24,27 +24,47 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "history",
         _history,
         summary="ended calls: what they asked for, what they used, how they ended",
-        description="Ended calls, newest first. For operators.",
+        description="Ended calls, newest first. For operators. With COMMAND: what else the history can tell.",
         examples=(
             "agentcg history --session reviewer --verdict memory_limit_call",
             "agentcg history --limit 1000 --json",
+            "agentcg history events --session reviewer",
         ),
     )
+    _add_session_and_limit(parser)
+    parser.add_argument(
+        "--verdict", choices=[*Verdict], metavar="VERDICT", help=f"one of {', '.join(Verdict)}"
+    )
+    options.add_operator_socket(parser)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="history_command")
+    events = options.add_command(
+        commands,
+        "events",
+        _events,
+        summary="what was decided, newest first: about calls, sessions and the host",
+        description="Every decision of the daemon and of operators, newest first. The story of one call: agentcg explain.",
+    )
+    _add_session_and_limit(events)
+    events.add_argument("--call", metavar="ID", default="", help="only about this call")
+    options.add_operator_socket(events)
+
+
+def _add_session_and_limit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--session", metavar="NAME", default="", help="only of this session, also when it is gone"
     )
     parser.add_argument(
-        "--verdict", choices=[*Verdict], metavar="VERDICT", help=f"one of {', '.join(Verdict)}"
-    )
-    parser.add_argument(
         "--limit", type=int, default=DEFAULT_HISTORY_LIMIT, metavar="N", help="default %(default)s"
     )
-    options.add_operator_socket(parser)
+
+
+def _check_limit(arguments: argparse.Namespace) -> None:
+    if arguments.limit < 1:
+        raise InvalidRequest(f"--limit {arguments.limit} is less than 1", field="limit")
 
 
 def _history(arguments: argparse.Namespace) -> int:
-    if arguments.limit < 1:
-        raise InvalidRequest(f"--limit {arguments.limit} is less than 1", field="limit")
+    _check_limit(arguments)
     verdict = Verdict(arguments.verdict) if arguments.verdict else None
     with options.operator_client(arguments) as client:
         entries = list(client.history(arguments.session, verdict=verdict, limit=arguments.limit))
@@ -64,4 +84,22 @@ def _history(arguments: argparse.Namespace) -> int:
         ],
         empty="No ended calls match.",
     )  # fmt: skip
+    return ExitStatus.OK
+
+
+def _events(arguments: argparse.Namespace) -> int:
+    _check_limit(arguments)
+    with options.operator_client(arguments) as client:
+        events = list(client.events(arguments.session, call_id=arguments.call, limit=arguments.limit))
+    if arguments.json:
+        print_json(events)
+        return ExitStatus.OK
+    print_table(
+        ("AT", "SESSION", "CALL", "ACTION", "BY", "WHY"),
+        [
+            (clock(each.at), each.session or "-", each.call_id or "-", each.action, each.actor, each.reason)
+            for each in events
+        ],
+        empty="No decisions match.",
+    )
     return ExitStatus.OK

@@ -10,6 +10,7 @@ const char help_main[] =
 	"  run        Run a command as a tool call with the limits you declare\n"
 	"  limits     The session's true limits, what is used and what is free now\n"
 	"  watch      What happens to the session's calls, as it happens\n"
+	"  explain    The story of one call: every decision about it, and why\n"
 	"\n"
 	"For operators (on the host):\n"
 	"  session    Create, list, show, change, freeze, kill and remove sessions; run an agent in one\n"

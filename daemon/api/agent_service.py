@@ -13,6 +13,7 @@ import grpc
 from agentcgroup.daemon.api import translate
 from agentcgroup.daemon.api.enums import LEVELS, PRIORITIES
 from agentcgroup.daemon.api.pages import page_of_calls
+from agentcgroup.daemon.api.stories import Stories, story_of
 from agentcgroup.daemon.api.watching import Watchers, hello
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Door
@@ -26,8 +27,9 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class AgentService(agent_pb2_grpc.AgentServiceServicer):
     """What the processes of one session may ask."""
 
-    def __init__(self, controller: Controller, session: str) -> None:
+    def __init__(self, controller: Controller, history: Stories, session: str) -> None:
         self._controller: Final = controller
+        self._history: Final = history
         self._session: Final = session
         self._watchers: Final = Watchers()
 
@@ -118,6 +120,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             yield pb.WatchFeedbackResponse(feedback=translate.write_feedback(first))
             async for message in messages:
                 yield pb.WatchFeedbackResponse(feedback=translate.write_feedback(message))
+
+    async def ExplainCall(self, request: pb.ExplainCallRequest, context: _Context) -> pb.ExplainCallResponse:
+        story = await story_of(self._controller, self._history, self._session, request.call_id)
+        return pb.ExplainCallResponse(story=story)
 
     # ---- below the RPCs
 

@@ -12,10 +12,11 @@ import grpc
 from agentcgroup.daemon.api import translate
 from agentcgroup.daemon.api.enums import DECISIONS, PRIORITIES, VERDICTS
 from agentcgroup.daemon.api.pages import page_of_calls
+from agentcgroup.daemon.api.stories import Stories, story_of
 from agentcgroup.daemon.api.watching import Watchers, host_hello
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import Capability, Drain, HistoryEntry, Session, ToolCall, Verdict
+from agentcgroup.daemon.model import Capability, Drain, Event, HistoryEntry, Session, ToolCall, Verdict
 from agentcgroup.daemon.policy.bounds import MOST_DURATION_MS, check_name, one_line
 from agentcgroup.daemon.reload import Reloader
 from agentcgroup.proto.v1 import operator_pb2 as pb, operator_pb2_grpc, types_pb2
@@ -26,8 +27,12 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 _NO_ID: Final = 2**32 - 1
 
 
-class HistoryReader(Protocol):
-    """What ListHistory needs of the history. `list` blocks on the disk."""
+class HistoryReader(Stories, Protocol):
+    """What operators ask of the history. Every method blocks on the disk."""
+
+    def events(
+        self, session: str = "", call_id: str = "", page_size: int = 0, page_token: str = ""
+    ) -> tuple[list[Event], str]: ...
 
     def list(
         self, session: str = "", verdict: Verdict | None = None, page_size: int = 0, page_token: str = ""
@@ -203,6 +208,18 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             self._history.list, request.session, verdict, request.page_size, request.page_token
         )
         return pb.ListHistoryResponse(entries=[_entry(each) for each in entries], next_page_token=next_token)
+
+    async def ExplainCall(
+        self, request: pb.OperatorServiceExplainCallRequest, context: _Context
+    ) -> pb.OperatorServiceExplainCallResponse:
+        story = await story_of(self._controller, self._history, None, request.call_id)
+        return pb.OperatorServiceExplainCallResponse(story=story)
+
+    async def ListEvents(self, request: pb.ListEventsRequest, context: _Context) -> pb.ListEventsResponse:
+        events, next_token = await asyncio.to_thread(
+            self._history.events, request.session, request.call_id, request.page_size, request.page_token
+        )
+        return pb.ListEventsResponse(events=map(translate.write_event, events), next_page_token=next_token)
 
     # ---- below the RPCs
 

@@ -70,6 +70,7 @@ class Api:
         self._run_dir: Final = Path(config.daemon.run_dir)
         self._operator_group: Final = config.daemon.operator_group
         self._controller: Final = controller
+        self._history: Final = history
         self._guard: Final = Guard(controller.counters, "/agentcgroup.")
         self._operators: Final = OperatorService(controller, history, reloader)
         self._operator_server: grpc.aio.Server | None = None
@@ -117,7 +118,7 @@ class Api:
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(_remove, path)
             server = self._new_server()
-            service = AgentService(self._controller, session.name)
+            service = AgentService(self._controller, self._history, session.name)
             agent_pb2_grpc.add_AgentServiceServicer_to_server(service, server)
             await _add_standard_services(server, _AGENT)
             _bind(server, path / sockets.AGENT_SOCKET)

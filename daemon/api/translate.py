@@ -250,3 +250,35 @@ def write_feedback(feedback: model.Feedback) -> pb.Feedback:
         report=None if feedback.report is None else write_report(feedback.report),
         lost=feedback.lost,
     )
+
+
+def write_event(event: model.Event) -> pb.Event:
+    return pb.Event(
+        id=event.id,
+        at=timestamp(event.at_ns),
+        session=event.session,
+        call_id=event.call_id,
+        actor=event.actor,
+        action=event.action,
+        reason=event.reason,
+        numbers={name: value for name, value in event.inputs if isinstance(value, int)},
+        words={name: value for name, value in event.inputs if isinstance(value, str)},
+        deadline_at=timestamp(event.deadline_at_ns),
+        dry_run=event.dry_run,
+    )
+
+
+def write_recorded_call(entry: model.HistoryEntry) -> pb.Call:
+    """An ended call that is known from the history alone."""
+    report = entry.report
+    return pb.Call(
+        id=report.call_id,
+        session=report.session,
+        parent_call_id=entry.parent_call_id,
+        state=CALL_STATES.number(model.CallState.ENDED),
+        intent=write_intent(entry.intent),
+        limits=write_limits(entry.limits),
+        usage=write_usage(report.usage),
+        started_at=timestamp(report.started_at_ns),
+        report=write_report(report),
+    )

@@ -361,6 +361,17 @@ HISTORY_DROPPED: Final = counter(
     (DROP_CAUSE,),
     missing=_HISTORY_OFF,
 )
+HISTORY_EVENTS_WRITTEN: Final = counter(
+    Group.HISTORY, "history_events_written", "", "Decisions written to the event log.", missing=_HISTORY_OFF
+)
+HISTORY_EVENTS_DROPPED: Final = counter(
+    Group.HISTORY,
+    "history_events_dropped",
+    "",
+    "Decisions that the event log lost.",
+    (DROP_CAUSE,),
+    missing=_HISTORY_OFF,
+)
 HISTORY_EXPIRED: Final = counter(
     Group.HISTORY, "history_expired", "", "Entries deleted by age or size.", missing=_HISTORY_OFF
 )

@@ -344,3 +344,6 @@ def _history(history: HistoryStats) -> Iterator[Metric]:
         catalog.HISTORY_DROPPED, [((cause,), history.dropped.get(cause, 0)) for cause in DropCause]
     )
     yield _one(catalog.HISTORY_EXPIRED, history.expired)
+    yield _one(catalog.HISTORY_EVENTS_WRITTEN, history.events_written)
+    dropped = [((cause,), history.events_dropped.get(cause, 0)) for cause in DropCause]
+    yield _family(catalog.HISTORY_EVENTS_DROPPED, dropped)

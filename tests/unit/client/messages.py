@@ -24,7 +24,9 @@ def _fill(message: Message, numbers: "count[int]") -> None:
     for field in message.DESCRIPTOR.fields:
         target: Any = getattr(message, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            target[f"key-{next(numbers)}"] = f"value-{next(numbers)}"
+            value_type = field.message_type.fields_by_name["value"].cpp_type
+            is_text = value_type == FieldDescriptor.CPPTYPE_STRING
+            target[f"key-{next(numbers)}"] = f"value-{next(numbers)}" if is_text else next(numbers)
         elif field.is_repeated and field.message_type is not None:
             _fill(target.add(), numbers)
         elif field.is_repeated:

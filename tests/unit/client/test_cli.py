@@ -124,6 +124,15 @@ ROWS: list[Row] = [
         [as_json(convert.configuration_change(filled(operator.ConfigurationChange)))],
     ),
     (
+        "history events --session s --call c1 --limit 7", "ListEvents",
+        operator.ListEventsRequest(session="s", call_id="c1", page_size=7),
+        operator.ListEventsResponse(events=[filled(pb.Event)]), [as_json(convert.event(filled(pb.Event)))],
+    ),
+    (
+        "explain c1", "ExplainCall", operator.OperatorServiceExplainCallRequest(call_id="c1"),
+        operator.OperatorServiceExplainCallResponse(story=filled(pb.Story)), as_json(convert.story(filled(pb.Story))),
+    ),
+    (
         "check", "GetHost", operator.GetHostRequest(), filled(operator.GetHostResponse),
         {"reachable": True} | as_json(convert.host(filled(operator.GetHostResponse))),
     ),

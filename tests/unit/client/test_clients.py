@@ -68,6 +68,10 @@ AGENT_ROWS: list[Row] = [
     ),
     ("FinishCall", lambda c: c.finish("c1"), agent.FinishCallRequest(call_id="c1"), agent.FinishCallResponse, _report),
     ("GetCall", lambda c: c.get("c1"), agent.GetCallRequest(call_id="c1"), agent.GetCallResponse, _call),
+    (
+        "ExplainCall", lambda c: c.explain("c1"), agent.ExplainCallRequest(call_id="c1"), agent.ExplainCallResponse,
+        lambda response: convert.story(response.story),
+    ),
 ]  # fmt: skip
 OPERATOR_ROWS: list[Row] = [
     (
@@ -125,6 +129,10 @@ OPERATOR_ROWS: list[Row] = [
     ),
     ("ThawCall", lambda c: c.thaw_call("c1"), operator.ThawCallRequest(call_id="c1"), operator.ThawCallResponse, _call),
     (
+        "ExplainCall", lambda c: c.explain("c1"), operator.OperatorServiceExplainCallRequest(call_id="c1"),
+        operator.OperatorServiceExplainCallResponse, lambda response: convert.story(response.story),
+    ),
+    (
         "KillCall", lambda c: c.kill_call("c1", reason="why"), operator.KillCallRequest(call_id="c1", reason="why"),
         operator.KillCallResponse, _report,
     ),
@@ -175,7 +183,9 @@ async def test_an_operators_request_and_its_answer_arrive_whole(
 def test_every_method_of_the_api_has_a_test() -> None:
     tested = {row[0] for row in AGENT_ROWS} | {"GetCallTree", "WatchFeedback"}
     assert tested == {method.name for method in agent.DESCRIPTOR.services_by_name["AgentService"].methods}
-    tested = {row[0] for row in OPERATOR_ROWS} | {"ListCalls", "ListHistory", "WatchEvents", "PlaceAgent"}
+    tested = {row[0] for row in OPERATOR_ROWS} | {
+        *("ListCalls", "ListEvents", "ListHistory", "WatchEvents", "PlaceAgent")
+    }
     assert tested == {
         method.name for method in operator.DESCRIPTOR.services_by_name["OperatorService"].methods
     }
@@ -234,6 +244,26 @@ async def test_long_lists_are_read_to_their_end(
         assert [each.id for each in await async_operators.calls()] == expected
     assert [each.page_token for each in agent_daemon.requests("GetCallTree")] == ["", "1", "2"] * 2
     assert {each.session for each in operator_daemon.requests("ListCalls")[:3]} == {"s"}
+
+
+async def test_decisions_are_read_no_further_than_asked(operator_daemon: ScriptedDaemon) -> None:
+    def page(request: operator.ListEventsRequest) -> operator.ListEventsResponse:
+        at = int(request.page_token or 0)
+        return operator.ListEventsResponse(
+            events=[pb.Event(id=f"e{at}"), pb.Event(id=f"e{at + 1}")], next_page_token=str(at + 2)
+        )
+
+    operator_daemon.answers["ListEvents"] = page
+    with OperatorClient(operator_daemon.socket) as client:
+        assert [each.id for each in client.events("s", call_id="c1", limit=3)] == ["e0", "e1", "e2"]
+        assert list(client.events(limit=0)) == []
+    async with AsyncOperatorClient(operator_daemon.socket) as async_client:
+        assert [each.id async for each in async_client.events(limit=2)] == ["e0", "e1"]
+        assert [each async for each in async_client.events(limit=0)] == []
+    asked = [
+        (each.session, each.call_id, each.page_token) for each in operator_daemon.requests("ListEvents")
+    ]
+    assert asked == [("s", "c1", ""), ("s", "c1", "2"), ("", "", "")]
 
 
 async def test_the_history_is_read_no_further_than_asked(operator_daemon: ScriptedDaemon) -> None:

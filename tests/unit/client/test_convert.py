@@ -26,6 +26,8 @@ READERS: list[tuple[type[Message], Callable[[Any], Any]]] = [
     (pb.Call, convert.call),
     (pb.Session, convert.session),
     (pb.Feedback, convert.feedback),
+    (pb.Event, convert.event),
+    (pb.Story, convert.story),
     (agent_pb2.GetLimitsResponse, convert.session_limits),
     (operator_pb2.GetHostResponse, convert.host),
     (operator_pb2.HistoryEntry, convert.history_entry),

@@ -147,6 +147,7 @@ LEFT_OUT = {
     "agentcgroup_sessions_closed_total",
     "agentcgroup_history_written_total",
     "agentcgroup_history_expired_total",
+    "agentcgroup_history_events_written_total",
 }
 
 
