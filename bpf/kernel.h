@@ -42,14 +42,24 @@ struct cgroup_subsys_state {
 	struct cgroup_subsys_state *parent;
 };
 
+struct cgroup_root;
+
 struct cgroup {
 	struct cgroup_subsys_state self;
 	int level;
 	struct kernfs_node *kn;
+	struct cgroup_root *root;
+};
+
+/* The kernel's numbers depend on how it was configured: bpf_core_enum_value. */
+enum cgroup_subsys_id {
+	memory_cgrp_id,
 };
 
 struct css_set {
 	struct cgroup *dfl_cgrp;
+	/* By enum cgroup_subsys_id; as many as the kernel has. */
+	struct cgroup_subsys_state *subsys[16];
 };
 
 typedef struct {
@@ -102,8 +112,20 @@ struct linux_binprm {
 	const char *filename;
 };
 
+typedef struct {
+	s64 counter;
+} atomic_long_t;
+
+struct page_counter {
+	atomic_long_t usage;
+	unsigned long high;
+	unsigned long max;
+	struct page_counter *parent;
+};
+
 struct mem_cgroup {
 	struct cgroup_subsys_state css;
+	struct page_counter memory;
 };
 
 struct oom_control {

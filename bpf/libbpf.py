@@ -11,7 +11,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 __all__ = [
     "BpfError",
@@ -32,6 +32,7 @@ __all__ = [
     "load",
     "lookup",
     "lookup_and_delete",
+    "lookup_batch",
     "make_ring",
     "map_fd",
     "maps",
@@ -156,6 +157,7 @@ def library() -> ctypes.CDLL:
         ("bpf_map_update_elem", number, (number, pointer, pointer, ctypes.c_uint64)),
         ("bpf_map_delete_elem", number, (number, pointer)),
         ("bpf_map_get_next_key", number, (number, pointer, pointer)),
+        ("bpf_map_lookup_batch", number, (number, pointer, pointer, pointer, pointer, pointer, pointer)),
         ("bpf_obj_get_info_by_fd", number, (number, pointer, pointer)),
         ("ring_buffer__new", pointer, (number, RingCallback, pointer, pointer)),
         ("ring_buffer__free", None, (pointer,)),
@@ -366,6 +368,28 @@ def next_key(fd: int, key: "ctypes._SimpleCData[int] | None", following: "ctypes
     """Fills `following`; False: `key` was the last. A key that is gone begins again."""
     before = None if key is None else ctypes.byref(key)
     return _found("walking a map", library().bpf_map_get_next_key, fd, before, ctypes.byref(following))
+
+
+def lookup_batch(
+    fd: int,
+    cursor: ctypes.c_uint64 | None,
+    following: ctypes.c_uint64,
+    keys: "ctypes.Array[ctypes.c_uint64]",
+    values: "ctypes.Array[Any]",
+) -> tuple[int, bool]:
+    """Fills `keys` and `values` from where `cursor` says (None: the beginning); how many, and whether that was the end.
+
+    `following` is the next cursor. Raises BpfError with ENOSPC where `keys` cannot take the entries of one bucket
+    (hash maps: kernel 5.6).
+    """
+    count = ctypes.c_uint32(len(keys))
+    before = None if cursor is None else ctypes.byref(cursor)
+    result = library().bpf_map_lookup_batch(
+        fd, before, ctypes.byref(following), keys, values, ctypes.byref(count), None
+    )
+    if result < 0 and result != -errno.ENOENT:
+        raise BpfError("reading a whole map", -result)
+    return count.value, result == -errno.ENOENT
 
 
 # ---- ring buffers

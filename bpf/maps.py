@@ -40,6 +40,18 @@ class HashMap(Generic[_V]):
         """False: there was none."""
         return libbpf.delete(self._fd, ctypes.c_uint64(key))
 
+    def items(self, at_most: int) -> dict[int, _V]:
+        """All entries, in one system call when there are `at_most` or fewer; those that change meanwhile may be missing."""
+        keys, values = (ctypes.c_uint64 * at_most)(), (self._value * at_most)()
+        found: dict[int, _V] = {}
+        cursor, following, is_end = None, ctypes.c_uint64(), False
+        while not is_end:
+            count, is_end = libbpf.lookup_batch(self._fd, cursor, following, keys, values)
+            for number in range(count):
+                found[keys[number]] = self._value.from_buffer_copy(values[number])
+            cursor, following = following, ctypes.c_uint64()
+        return found
+
     def keys(self) -> Iterator[int]:
         """All keys; those added or removed meanwhile may be missing, or come twice."""
         before: ctypes.c_uint64 | None = None

@@ -126,6 +126,10 @@ class Usage:
     processes: int | None = None
     forks: int | None = None
     longest_child_us: int | None = None
+    # Net growth of its memory now and at its fastest; time over its soft limit.
+    memory_growth_bytes_per_s: int | None = None
+    memory_growth_peak_bytes_per_s: int | None = None
+    memory_over_soft_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

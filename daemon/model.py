@@ -162,6 +162,27 @@ class Usage:
     processes: int | None = None
     forks: int | None = None
     longest_child_us: int | None = None
+    # From the memory program, which sees charges: net growth now and at its fastest, and time over memory.high or, without
+    # it, over the declared need.
+    memory_growth_bytes_per_s: int | None = None
+    memory_growth_peak_bytes_per_s: int | None = None
+    memory_over_soft_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How a session or a call grows, as of its last charge; what was freed since is not in it.
+
+    `rate_bytes_per_s` is net growth, averaged over about 0.1 s. `over_soft_us`: time over memory.high or, where that is
+    not set, over the declared need; `is_over_soft`: so it stands now; `breaches`: how often it came to that.
+    """
+
+    usage_bytes: int
+    rate_bytes_per_s: int
+    peak_rate_bytes_per_s: int
+    over_soft_us: int
+    is_over_soft: bool
+    breaches: int
 
 
 @dataclass(frozen=True, slots=True)

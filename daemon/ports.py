@@ -13,6 +13,7 @@ from agentcgroup.daemon.model import (
     Capability,
     Event,
     ExitStatus,
+    Growth,
     HistoryEntry,
     OomCounters,
     ProcessRef,
@@ -127,6 +128,9 @@ class Host(Protocol):
     def memory_current_bytes(self) -> int | None: ...
     def daemon_usage(self) -> tuple[Usage, int]:
         """CPU and memory of this process, and its RSS in bytes."""
+
+    def memory_growth(self) -> tuple[dict[str, Growth], dict[str, Growth]]:
+        """How each session and each call grows, by name and by id, read at once; empty where the kernel does not tell."""
 
     def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
         """What the kernel had to tell and could not, by cause, since the start; empty where it tells nothing."""

@@ -19,6 +19,7 @@ from agentcgroup.daemon.model import (
     Capability,
     Event,
     ExitStatus,
+    Growth,
     HistoryEntry,
     OomCounters,
     ProcessRef,
@@ -155,6 +156,9 @@ class FakeHost:
     def close(self) -> None:
         for pidfd in list(self._watched):
             self.forget_process(pidfd)
+
+    def memory_growth(self) -> tuple[dict[str, Growth], dict[str, Growth]]:
+        return {}, {}
 
     def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
         return (("exit", 0),)

@@ -8,6 +8,7 @@ from agentcgroup.daemon.model import (
     CallLimits,
     Capability,
     ExitStatus,
+    Growth,
     OomCounters,
     ProcessRef,
     Session,
@@ -75,6 +76,9 @@ class DryRunHost:
 
     def daemon_usage(self) -> tuple[Usage, int]:
         return self._real.daemon_usage()
+
+    def memory_growth(self) -> tuple[dict[str, Growth], dict[str, Growth]]:
+        return {}, {}
 
     def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
         return ()

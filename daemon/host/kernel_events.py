@@ -14,18 +14,22 @@ from typing import Final
 
 from agentcgroup.bpf.abi import EventKind
 from agentcgroup.bpf.libbpf import BpfError
-from agentcgroup.bpf.lifecycle import LOSSES, Books, Lifecycle
+from agentcgroup.bpf.lifecycle import LOSSES as LIFECYCLE_LOSSES, Books, Lifecycle
 from agentcgroup.bpf.records import Arrival, Exec, Exit, Fork, OomVictim as OomRecord, Record, Throttle
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.host import memory
 from agentcgroup.daemon.host.capabilities import rows
 from agentcgroup.daemon.host.exits import decode_wait_status
 from agentcgroup.daemon.host.prepare import HostUnfit
-from agentcgroup.daemon.model import Capability, ExitStatus, OomVictim, Tier, Usage
+from agentcgroup.daemon.model import Capability, ExitStatus, Growth, OomVictim, Tier, Usage
 
 __all__ = ["LOSSES", "KernelEvents", "open_kernel_events"]
 
 log = logging.getLogger("agentcgroup.host")
+
+# What may be lost, by cause.
+LOSSES: Final = (*LIFECYCLE_LOSSES, *memory.LOSSES)
 
 # What the daemon acts on at once; everything else is read from the books when a call ends.
 _KINDS: Final = (EventKind.EXIT, EventKind.OOM_VICTIM)
@@ -68,14 +72,16 @@ class KernelEvents:
     def __init__(self, config: Config, root: Cgroup) -> None:
         """Raises BpfError when the kernel will not have the programs, OSError when they are not installed."""
         self._on_exit: Callable[[int, ExitStatus], None] | None = None
+        accounts_max = config.host.calls_max + config.host.sessions_max + _ACCOUNTS_SPARE
         self._lifecycle = Lifecycle(
             self._on_record,
-            accounts_max=config.host.calls_max + config.host.sessions_max + _ACCOUNTS_SPARE,
+            accounts_max=accounts_max,
             ring_bytes=max(config.bpf.ring, os.sysconf("SC_PAGE_SIZE")),
             kinds=_KINDS,
             # The daemon waits for main processes only, and these all come into their call from outside.
             with_children=False,
         )
+        self._memory = memory.open_memory_watch(accounts_max)
         self.open_books(root)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._lifecycle.fileno(), self._on_readable)
@@ -98,17 +104,29 @@ class KernelEvents:
 
     def lost(self) -> tuple[tuple[str, int], ...]:
         """What did not reach the daemon since its start, by cause."""
-        return tuple(self._lifecycle.lost().items())
+        lost = tuple(self._lifecycle.lost().items())
+        return lost + (self._memory.lost() if self._memory else tuple((cause, 0) for cause in memory.LOSSES))
+
+    def memory_growth(self) -> dict[int, Growth]:
+        """By cgroup id; empty where the kernel does not tell."""
+        return self._memory.growth() if self._memory else {}
 
     def close(self) -> None:
         """Detaches and unloads everything."""
         self._loop.remove_reader(self._lifecycle.fileno())
         self._lifecycle.close()
+        if self._memory is not None:
+            self._memory.close()
 
     # ---- books
 
-    def open_books(self, cgroup: Cgroup) -> None:
-        """From now on; before the first process is in it, so that none is missed. Failure costs figures, not the call."""
+    def open_books(self, cgroup: Cgroup, soft_limit_bytes: int = 0) -> None:
+        """From now on; before the first process is in it, so that none is missed. Failure costs figures, not the call.
+
+        `soft_limit_bytes`: what counts as more than it should use where memory.high is not set; 0: nothing does.
+        """
+        if self._memory is not None:
+            self._memory.open(cgroup.id, soft_limit_bytes)
         try:
             self._lifecycle.open_account(cgroup.id)
         except BpfError as error:
@@ -118,11 +136,15 @@ class KernelEvents:
     def close_books(self, cgroup_id: int) -> None:
         """The last reader has read."""
         self._lifecycle.close_account(cgroup_id)
+        if self._memory is not None:
+            self._memory.close_account(cgroup_id)
 
     def with_books(self, usage: Usage, cgroup_id: int) -> Usage:
         """`usage` with what the books say."""
         books = self._lifecycle.read_account(cgroup_id)
-        return usage if books is None else _completed(usage, books)
+        if books is not None:
+            usage = _completed(usage, books)
+        return usage if self._memory is None else self._memory.completed(usage, cgroup_id)
 
     def victim(self, cgroup_id: int) -> OomVictim | None:
         """The first process in the cgroup that the OOM killer chose; None when it chose none, or is not seen."""

@@ -28,6 +28,7 @@ from agentcgroup.daemon.model import (
     CallLimits,
     Capability,
     ExitStatus,
+    Growth,
     OomCounters,
     ProcessRef,
     Session,
@@ -220,7 +221,7 @@ class LinuxHost:
             group = CallGroup(inside.create_child(call.id), parent, self._controllers)
             self._calls[call.id] = group
             if self._kernel_events is not None:
-                self._kernel_events.open_books(group.cgroup)
+                self._kernel_events.open_books(group.cgroup, call.limits.memory_bytes)
             self._keeper.declare_call(group.cgroup.id, call.intent.cpu_class or self._class_of_calls)
             self._call_session[call.id] = call.session
             self._homes[group.cgroup.id] = Location(call.session, call.id)
@@ -363,6 +364,12 @@ class LinuxHost:
             cpu_usage_us=user_us + system_us, cpu_user_us=user_us, cpu_system_us=system_us
         ), rss_bytes
 
+    def memory_growth(self) -> tuple[dict[str, Growth], dict[str, Growth]]:
+        found = {} if self._kernel_events is None else self._kernel_events.memory_growth()
+        sessions = {name: found.get(group.cgroup.id) for name, group in self._sessions.items()}
+        calls = {call_id: found.get(group.cgroup.id) for call_id, group in self._calls.items()}
+        return _known(sessions), _known(calls)
+
     def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
         return () if self._kernel_events is None else self._kernel_events.lost()
 
@@ -381,6 +388,10 @@ class LinuxHost:
                     self._watched.pop(event.watch_id, None)
             for action in actions:
                 action()
+
+
+def _known(growth: dict[str, Growth | None]) -> dict[str, Growth]:
+    return {name: one for name, one in growth.items() if one is not None}
 
 
 async def _until(done: Callable[[], bool], deadline_s: float) -> bool:

@@ -62,6 +62,8 @@ def of_end(report: Report, oom: OomCounters, kill_reason: KillReason | None) -> 
         "memory_peak_bytes": usage.memory_peak_bytes,
         "memory_high_events": usage.memory_high_events,
         "memory_throttled_us": usage.memory_throttled_us,
+        "memory_growth_peak_bytes_per_s": usage.memory_growth_peak_bytes_per_s,
+        "memory_over_soft_us": usage.memory_over_soft_us,
         "cpu_usage_us": usage.cpu_usage_us,
         "leftover_processes": report.leftover_processes,
     }
