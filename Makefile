@@ -13,6 +13,7 @@ PYTHON  ?= $(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,python3)
 PROTOS  := $(wildcard $(PACKAGE)/proto/v1/*.proto)
 STUBS   := $(PROTOS:.proto=_pb2.py)
 LAUNCHER := $(PACKAGE)/client/launcher/agentcg
+DOOR     := $(PACKAGE)/daemon/door/libdoor.so
 PROGRAMS := $(patsubst %.c,%.o,$(wildcard $(PACKAGE)/bpf/*.bpf.c))
 
 .PHONY: help
@@ -34,6 +35,12 @@ $(PACKAGE)/proto/v1/.generated: $(PROTOS)
 $(PACKAGE)/bpf/%.bpf.o: $(PACKAGE)/bpf/%.bpf.c $(wildcard $(PACKAGE)/bpf/*.h) $(PACKAGE)/bpf/Makefile
 	@$(MAKE) --no-print-directory -C $(PACKAGE)/bpf $(@F)
 
+.PHONY: door
+door: $(DOOR) ## Build the door's thread, a shared library of the daemon's
+
+$(DOOR): $(wildcard $(PACKAGE)/daemon/door/*.c $(PACKAGE)/daemon/door/*.h) $(PACKAGE)/daemon/door/Makefile
+	$(MAKE) --no-print-directory -C $(PACKAGE)/daemon/door
+
 .PHONY: launcher
 launcher: $(LAUNCHER) ## Build the native launcher, a static program
 	@# An editable install links the Python code but holds a copy of the launcher.
@@ -45,7 +52,7 @@ $(LAUNCHER): $(wildcard $(PACKAGE)/client/launcher/*.c $(PACKAGE)/client/launche
 ## ---- set-up --------------------------------------------------------------------------------------------------------
 
 .PHONY: setup
-setup: $(VENV)/.ready generate launcher ## Make the virtual environment and build what is generated
+setup: $(VENV)/.ready generate launcher door ## Make the virtual environment and build what is generated
 
 # What Debian has to bring: musl for a launcher that runs in any image, a C compiler, node for the protobuf linter, clang
 # and libbpf's headers for the BPF programs, libbpf to load them.
@@ -133,7 +140,7 @@ dist: setup ## Build sdist and wheel in dist/
 
 .PHONY: clean
 clean: ## Remove everything that is built here, the guest's cache excepted
-	rm -rf build dist $(VENV) src/*.egg-info $(LAUNCHER) $(PACKAGE)/proto/v1/.generated $(PACKAGE)/proto/v1/*_pb2* $(PACKAGE)/bpf/*.bpf.o
+	rm -rf build dist $(VENV) src/*.egg-info $(LAUNCHER) $(DOOR) $(PACKAGE)/proto/v1/.generated $(PACKAGE)/proto/v1/*_pb2* $(PACKAGE)/bpf/*.bpf.o
 
 .PHONY: clean-vm
 clean-vm: ## Remove the guest's images and kernels

@@ -1,6 +1,6 @@
 """The two things setuptools cannot be told in pyproject.toml: generate code first, and ship the native launcher.
 
-`agentcg` is a static C program, so the wheel carries a platform tag but no Python ABI.
+`agentcg` is a static C program and the door a C library, so the wheel carries a platform tag but no Python ABI.
 """
 
 import os
@@ -21,7 +21,9 @@ LAUNCHER = "src/agentcgroup/client/launcher/agentcg"
 class GenerateThenBuildPy(build_py):
     def run(self) -> None:
         # The interpreter that builds has the generator; a .venv beside the sources may be another one.
-        subprocess.run(["make", "--no-print-directory", "generate", f"PYTHON={sys.executable}"], check=True)
+        subprocess.run(
+            ["make", "--no-print-directory", "generate", "door", f"PYTHON={sys.executable}"], check=True
+        )
         super().run()
 
 

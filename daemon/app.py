@@ -19,6 +19,7 @@ from agentcgroup.daemon.api.server import Api
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Counters
+from agentcgroup.daemon.door.native import open_door
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.history import open_history
 from agentcgroup.daemon.host import capabilities, systemd
@@ -124,7 +125,10 @@ async def run(config: Config, load: Callable[[], Config]) -> None:
         host.listen(controller)
         reloader = Reloader(config, load, controller.reconfigure)
         loop.add_signal_handler(signal.SIGHUP, reloader.reload_on_signal)
-        api = Api(config, controller, history, reloader)
+        native = None if config.daemon.dry_run else open_door()
+        if native is not None:
+            stack.callback(native.close)
+        api = Api(config, controller, history, reloader, native)
         controller.use_doors(api)
         await api.start()
         stack.push_async_callback(api.stop)

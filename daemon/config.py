@@ -100,6 +100,8 @@ class CallConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment: str = "truth"
     # How long a grant is held before the call begins.
     grant_lifetime: DurationMs = 30_000
+    # How long a prepared call waits for a launch like the one before it; 0: none is prepared.
+    standing_lifetime: DurationMs = 30_000
     # How much more likely than others a tool is chosen by the OOM killer of session or host.
     oom_score_adj: int = 500
 
@@ -197,6 +199,7 @@ def _check_values(config: Config, source: str) -> None:
         (config.call.memory > 0, "call.memory is more than 0"),
         (config.call.environment in ("truth", "plain"), "call.environment is 'truth' or 'plain'"),
         (config.call.grant_lifetime >= 1000, "call.grant_lifetime is at least 1s"),
+        (config.call.standing_lifetime >= 0, "call.standing_lifetime is a time, or 0"),
         (os.path.isabs(config.daemon.run_dir), "daemon.run_dir is an absolute path"),
         (os.path.isabs(config.daemon.state_dir), "daemon.state_dir is an absolute path"),
         (

@@ -31,6 +31,7 @@ class Door(StrEnum):
     """By which door a process came into its call."""
 
     LAUNCHER = "launcher"
+    PREPARED = "prepared"  # the launcher's, into a call that was made before
     GRPC = "grpc"
 
 

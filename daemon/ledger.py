@@ -2,7 +2,7 @@
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from agentcgroup.daemon.errors import Kind, RequestError
@@ -15,7 +15,9 @@ RECENT_CALLS: Final = 2048
 class Ledger:
     """Live sessions and calls, found by name and id, with running sums of their reservations."""
 
-    def __init__(self) -> None:
+    def __init__(self, catch_up: Callable[[str], bool] = lambda call_id: False) -> None:
+        """`catch_up` is asked about an id that is not known: whether it is now."""
+        self._catch_up: Final = catch_up
         self._sessions: dict[str, Session] = {}
         self._calls: dict[str, ToolCall] = {}
         self._recent: OrderedDict[str, ToolCall] = OrderedDict()
@@ -59,6 +61,8 @@ class Ledger:
         So is that of an earlier session of the same name, which may have been another agent's.
         """
         call = self._calls.get(call_id) or self._recent.get(call_id)
+        if call is None and self._catch_up(call_id):
+            call = self._calls.get(call_id)
         if call is None or (session is not None and not self._is_of(call, session)):
             raise RequestError(
                 Kind.NOT_FOUND,

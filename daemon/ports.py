@@ -40,6 +40,14 @@ class Process:
     pidfd: int
 
 
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """The cgroup of an agent runtime: its id, and its path as in /proc/PID/cgroup."""
+
+    cgroup_id: int
+    path: str
+
+
 class HostListener(Protocol):
     """What the machine tells the controller, on the event loop."""
 
@@ -100,6 +108,12 @@ class Host(Protocol):
     def place(self, call_id: str, pid: int) -> None:
         """Moves the process with all its threads into the call."""
 
+    def agent_leaf(self, session: str) -> Leaf | None:
+        """Where the session's callers live for whom calls may be prepared; None where this host cannot have that."""
+
+    def open_procs(self, call_id: str) -> int:
+        """A descriptor that moves the process whose pid is written to it into the call; the caller closes it."""
+
     def freeze_call(self, call_id: str, frozen: bool) -> None: ...
     def call_usage(self, call_id: str) -> Usage: ...
     def oom_counters(self, call_id: str) -> OomCounters: ...
@@ -118,9 +132,9 @@ class Host(Protocol):
 
     def locate(self, process: Process) -> Location: ...
     def watch_process(
-        self, pidfd: int, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
+        self, process: Process, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
     ) -> None:
-        """Takes over `pidfd`. Calls `on_exit` when the process has ended and `on_status` once when it is known how."""
+        """Takes over the pidfd. Calls `on_exit` when the process has ended and `on_status` once when it is known how."""
 
     def forget_process(self, pidfd: int) -> None: ...
 

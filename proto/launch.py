@@ -138,6 +138,20 @@ def decode_request(packet: bytes) -> Request:
     return Request(intent=intent, labels=labels, arguments=tuple(arguments), ticket=ticket)
 
 
+def split_request(packet: bytes) -> tuple[bytes, tuple[str, ...]] | None:
+    """A well-formed request as what it asks for and its arguments; None when arguments do not come last.
+
+    Whoever sends the first part again, followed by any arguments, means the same intent.
+    """
+    records = packet.split(b"\0")[:-1]
+    first = next((at for at, record in enumerate(records) if record.startswith(b"arg=")), len(records))
+    arguments = records[first:]
+    if not all(record.startswith(b"arg=") for record in arguments):
+        return None
+    head = b"".join(record + b"\0" for record in records[:first])
+    return head, tuple(record[4:].decode(errors="surrogateescape") for record in arguments)
+
+
 def encode_request(request: Request) -> bytes:
     """`request` as one packet; arguments that do not fit are left out."""
     head: list[tuple[str, str]] = [("op", "begin")]

@@ -30,7 +30,7 @@ from agentcgroup.daemon.model import (
     Usage,
     Verdict,
 )
-from agentcgroup.daemon.ports import HostListener, Location, Process
+from agentcgroup.daemon.ports import HostListener, Leaf, Location, Process
 
 
 class FakeClock:
@@ -217,6 +217,12 @@ class FakeHost:
             other.pids.discard(pid)
         self.calls[call_id].pids.add(pid)
 
+    def agent_leaf(self, session: str) -> Leaf | None:
+        return None
+
+    def open_procs(self, call_id: str) -> int:
+        raise AssertionError("nothing is prepared where there is no agent leaf")
+
     def freeze_call(self, call_id: str, frozen: bool) -> None:
         self._do("freeze_call")
         self.calls[call_id].frozen = frozen
@@ -266,10 +272,10 @@ class FakeHost:
         return Location(self.homes.get(pid, ""))
 
     def watch_process(
-        self, pidfd: int, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
+        self, process: Process, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
     ) -> None:
         loop = asyncio.get_running_loop()
-        pid = _pid_of(pidfd)
+        pid, pidfd = process.pid, process.pidfd
 
         def ended() -> None:
             self.forget_process(pidfd)

@@ -85,9 +85,14 @@ enabled = false
     def session_dir(self, name: str) -> Path:
         return self.run_dir / "sessions" / name
 
-    def launch(self, session: str, *command: str, options: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
-        """`agentcg run OPTIONS -- COMMAND` in `session`, as its tools do it."""
+    def launch(
+        self, session: str, *command: str, options: tuple[str, ...] = (), from_agent: bool = False
+    ) -> "subprocess.Popen[str]":
+        """`agentcg run OPTIONS -- COMMAND` in `session`, from outside or from its agent leaf, as an agent does it."""
         launcher = [str(LAUNCHER), "run", "--session-dir", str(self.session_dir(session))]
+        if from_agent:
+            leaf = self.root / session / "agent" / "cgroup.procs"
+            launcher = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(leaf), *launcher]
         return subprocess.Popen(
             [*launcher, *options, "--", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

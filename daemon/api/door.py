@@ -5,6 +5,9 @@ receive, decode, declare, place, reply, close, without a task and without waitin
 is not there yet is waited for, with a deadline. What arrives here comes from the sandboxed side: nothing of
 it is believed, descriptors that come along are closed whatever happens, and a reply is all that a bad packet
 causes.
+
+Where the door's thread runs (agentcgroup.daemon.door), it stands before this: it accepts, serves the callers for whom
+a call is prepared, and hands on everybody else, who is then served as above.
 """
 
 import asyncio
@@ -19,18 +22,19 @@ from typing import Final
 
 from agentcgroup.daemon.api.access import Peer, check_may_place, peer_of, peer_pidfd, process_of
 from agentcgroup.daemon.api.errors import new_incident
+from agentcgroup.daemon.api.preparing import Preparing
+from agentcgroup.daemon.api.replies import grant, refusal
 from agentcgroup.daemon.api.texts import read_texts
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Door as DoorName
+from agentcgroup.daemon.door.native import Began, Knock, NativeDoor
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import Answer, CallLimits, Decision, ToolCall
-from agentcgroup.daemon.policy import truth
-from agentcgroup.daemon.ports import Process
+from agentcgroup.daemon.model import Answer, ToolCall
+from agentcgroup.daemon.ports import Location, Process
 from agentcgroup.proto.launch import (
     MOST_BYTES,
     BadMessage,
     Reply,
-    Request,
     Status,
     decode_request,
     encode_reply,
@@ -62,7 +66,6 @@ STATUSES: Final[dict[Kind, Status]] = {
     Kind.EXHAUSTED: Status.REFUSED,
     Kind.HOST: Status.REFUSED,
 }
-_STATUS_OF_DECISION: Final = {each: Status(each.value) for each in Decision}
 
 
 @dataclass(slots=True)
@@ -77,7 +80,9 @@ class Lost:
 class LaunchDoor:
     """Serves one session's launch socket until closed. Owns the listening socket."""
 
-    def __init__(self, controller: Controller, session: str, listener: socket.socket) -> None:
+    def __init__(
+        self, controller: Controller, session: str, listener: socket.socket, native: NativeDoor | None = None
+    ) -> None:
         """`listener` is bound, listening and non-blocking; see agentcgroup.daemon.api.sockets."""
         self._controller: Final = controller
         self._session: Final = session
@@ -87,7 +92,15 @@ class LaunchDoor:
         self._pause: asyncio.TimerHandle | None = None
         self._is_short = False
         self.lost: Final = Lost()
-        self._loop.add_reader(listener, self._on_connections)
+        self._preparing: Preparing | None = None
+        leaf = controller.agent_leaf(session) if native is not None else None
+        if native is not None and leaf is not None:
+            try:
+                self._preparing = Preparing(controller, session, native, native.listen(listener, leaf, self))
+            except OSError as error:
+                log.warning("session %s: no calls are prepared: %s", session, error)
+        if self._preparing is None:
+            self._loop.add_reader(listener, self._on_connections)
 
     @property
     def waiting(self) -> int:
@@ -98,8 +111,11 @@ class LaunchDoor:
         """Stops listening and hangs up on everybody who waits."""
         if self._pause is not None:
             self._pause.cancel()
-        self._loop.remove_reader(self._listener)
-        self._listener.close()
+        if self._preparing is not None:
+            self._preparing.close()
+        else:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
         for number in list(self._waiting):
             self._forget(number).close()
         if self.lost != Lost():
@@ -135,6 +151,35 @@ class LaunchDoor:
     def _resume(self) -> None:
         self._pause = None
         self._loop.add_reader(self._listener, self._on_connections)
+
+    # ---- what the door's thread tells
+
+    def on_knock(self, knock: Knock) -> None:
+        self._answer(knock.connection, _Received(knock.packet, knock.fds, knock.is_cut))
+
+    def on_silent(self, connection: socket.socket) -> None:
+        self._serve(connection)
+
+    def on_began(self, began: Began) -> None:
+        assert self._preparing is not None
+        if not began.is_heard:
+            self.lost.unheard += 1
+        self._preparing.on_began(began)
+
+    def on_broken(self, offer: int, error: OSError) -> None:
+        assert self._preparing is not None
+        log.warning("session %s: a prepared call could not be entered: %s", self._session, error)
+        self._preparing.on_broken(offer)
+
+    def on_unheard(self) -> None:
+        self.lost.unheard += 1
+
+    def on_short(self, error: OSError) -> None:
+        if not self._is_short:
+            log.warning("session %s: no launcher can be let in: %s; trying again", self._session, error)
+        self._is_short = True
+
+    # ---- packets
 
     def _serve(self, connection: socket.socket) -> None:
         """Answers when the packet is there, else waits for it."""
@@ -208,7 +253,7 @@ class LaunchDoor:
                 raise BadMessage(
                     f"message of more than {MOST_BYTES} bytes, or with more than {_MOST_FDS} descriptors"
                 )
-            reply = self._begin(connection, decode_request(received.packet), received.fds)
+            reply = self._begin(connection, received.packet, received.fds)
         except BadMessage as error:
             self._controller.counters.request_error(Kind.INVALID)
             return Reply(Status.INVALID, message=str(error))
@@ -228,12 +273,15 @@ class LaunchDoor:
             self._controller.counters.placed(DoorName.LAUNCHER, time.perf_counter() - started_s)
         return reply
 
-    def _begin(self, connection: socket.socket, request: Request, fds: list[int]) -> Reply:
+    def _begin(self, connection: socket.socket, packet: bytes, fds: list[int]) -> Reply:
+        request = decode_request(packet)
+        sent_along = bool(fds)
         peer = peer_of(connection)
         pid = self._pid_to_place(peer, fds)
         if not fds:
             fds.append(peer_pidfd(connection, peer))
-        inside = self._controller.parent_of(self._session, Process(pid, fds[0]))
+        where = self._controller.locate(self._session, Process(pid, fds[0]))
+        inside = where.call_id
         if request.ticket is not None:
             call = self._controller.redeem(self._session, request.ticket, request.arguments)
             self._check_nesting(call, inside)
@@ -242,11 +290,12 @@ class LaunchDoor:
             intent = read_texts(request.intent, request.labels, request.arguments)
             answer = self._controller.declare(self._session, intent, inside)
             if answer.limits is None:
-                return _refusal(answer)
+                return refusal(answer)
+            if self._preparing is not None and where == Location(self._session) and not sent_along:
+                self._preparing.expect_again(packet, intent)
         # From here on the controller closes the pidfd, whatever happens.
         self._controller.begin_pidfd(self._session, answer.call_id, pid, fds.pop())
-        around = self._controller.surroundings(self._controller.call(self._session, answer.call_id))
-        return _grant(self._session, answer, around, self._controller.config.call.environment == "truth")
+        return grant(self._controller, self._controller.call(self._session, answer.call_id), answer)
 
     @staticmethod
     def _pid_to_place(peer: Peer, fds: list[int]) -> int:
@@ -291,40 +340,3 @@ def _receive(connection: socket.socket) -> _Received | None:
     if not packet and not fds:
         return None
     return _Received(packet, fds, bool(flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)))
-
-
-def _refusal(answer: Answer) -> Reply:
-    return Reply(
-        _STATUS_OF_DECISION[answer.decision],
-        message=answer.message,
-        suggestion=answer.suggestion,
-        notices=answer.notices,
-    )
-
-
-def _grant(session: str, answer: Answer, around: truth.Surroundings, tells_tools: bool) -> Reply:
-    assert answer.limits is not None
-    return Reply(
-        _STATUS_OF_DECISION[answer.decision],
-        call_id=answer.call_id,
-        message=answer.message,
-        suggestion=answer.suggestion,
-        notices=answer.notices,
-        environment=environment(session, answer.call_id, answer.limits, around),
-        defaults=truth.defaults(answer.limits, around) if tells_tools else (),
-    )
-
-
-def environment(
-    session: str, call_id: str, limits: CallLimits, around: truth.Surroundings
-) -> tuple[tuple[str, str], ...]:
-    """What the tool finds in its environment about itself; what is not limited at any level is not there."""
-    known = (
-        ("AGENTCGROUP_CALL_ID", call_id),
-        ("AGENTCGROUP_SESSION", session),
-        ("AGENTCGROUP_MEMORY_BYTES", limits.memory_bytes),
-        ("AGENTCGROUP_MEMORY_MAX_BYTES", truth.memory_max_bytes(limits, around)),
-        ("AGENTCGROUP_CPU_MILLI", truth.cpu_milli(limits, around)),
-        ("AGENTCGROUP_PIDS_MAX", limits.pids_max),
-    )
-    return tuple((name, str(value)) for name, value in known if value is not None)

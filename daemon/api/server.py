@@ -22,6 +22,7 @@ from agentcgroup.daemon.api.guard import Guard
 from agentcgroup.daemon.api.operator_service import HistoryReader, OperatorService
 from agentcgroup.daemon.config import Config, ConfigError
 from agentcgroup.daemon.controller import Controller
+from agentcgroup.daemon.door.native import NativeDoor
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import Session
 from agentcgroup.daemon.reload import Reloader
@@ -65,8 +66,14 @@ class Api:
     """Every socket of the daemon. Implements the controller's Doors."""
 
     def __init__(
-        self, config: Config, controller: Controller, history: HistoryReader, reloader: Reloader
+        self,
+        config: Config,
+        controller: Controller,
+        history: HistoryReader,
+        reloader: Reloader,
+        native: NativeDoor | None = None,
     ) -> None:
+        """`native` is the thread that serves prepared calls, where there is one; it outlives the sockets."""
         self._run_dir: Final = Path(config.daemon.run_dir)
         self._operator_group: Final = config.daemon.operator_group
         self._controller: Final = controller
@@ -75,6 +82,7 @@ class Api:
         self._operators: Final = OperatorService(controller, history, reloader)
         self._operator_server: grpc.aio.Server | None = None
         self._sessions: Final[dict[str, _Served]] = {}
+        self._native: Final = native
 
     # ---- the operators' socket
 
@@ -127,7 +135,7 @@ class Api:
             undo.callback(listener.close)
             sockets.give_to_owner(path, session.owner_uid, session.owner_gid)
             await server.start()
-            door = LaunchDoor(self._controller, session.name, listener)
+            door = LaunchDoor(self._controller, session.name, listener, self._native)
             self._sessions[session.name] = _Served(path, server, service, door)
             undo.pop_all()
 

@@ -4,6 +4,7 @@ import os
 
 from agentcgroup import __version__
 from agentcgroup.daemon.controller.drain import Draining
+from agentcgroup.daemon.controller.standing import MOST_STANDING
 from agentcgroup.daemon.model import HostStatus, Level, SessionLimits, ToolCall
 from agentcgroup.daemon.policy import admission, truth
 
@@ -72,4 +73,4 @@ class Controller(Draining):
         )
 
 
-__all__ = ["Controller"]
+__all__ = ["MOST_STANDING", "Controller"]

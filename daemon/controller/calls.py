@@ -1,11 +1,10 @@
 """The verbs of a call's life up to its end: declare, begin, adjust, freeze."""
 
-import asyncio
 import dataclasses
 from collections.abc import Sequence
 
-from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THROTTLE_TIMER, Life
-from agentcgroup.daemon.controller.ending import Endings
+from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THROTTLE_TIMER
+from agentcgroup.daemon.controller.standing import Standing
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import (
     Action,
@@ -14,7 +13,6 @@ from agentcgroup.daemon.model import (
     CallLimits,
     CallState,
     Decision,
-    ExitStatus,
     FeedbackKind,
     FreezeCause,
     Intent,
@@ -31,7 +29,7 @@ from agentcgroup.daemon.policy.intent import bounded_command, check
 from agentcgroup.daemon.ports import Location, Process
 
 
-class Calls(Endings):
+class Calls(Standing):
     # ---- asking
 
     def call(self, session: str | None, call_id: str) -> ToolCall:
@@ -48,9 +46,9 @@ class Calls(Endings):
             return Usage()
         return self._host.call_usage(call.id)
 
-    def parent_of(self, session: str, process: Process) -> str:
-        """The call in which the process lives, "" when it is in the agent leaf or outside. DENIED in another session."""
-        return self._here(session, self._host.locate(process)).call_id
+    def locate(self, session: str, process: Process) -> Location:
+        """Where the process lives: in a call, in the agent leaf, or outside. DENIED in another session."""
+        return self._here(session, self._host.locate(process))
 
     @staticmethod
     def _here(session: str, location: Location) -> Location:
@@ -72,6 +70,10 @@ class Calls(Endings):
         parent = self._ledger.live_call(session, parent_id) if parent_id else None
         views = self._session_view(owner), self._host_view(), self._parent_view(parent)
         ruling = admission.admit(intent, *views, self._defaults)
+        if ruling.limits is not None and self._give_way(owner, 0 if parent else ruling.limits.memory_bytes):
+            # What stood and was taken at this very moment has become a call.
+            views = self._session_view(owner), self._host_view(), self._parent_view(parent)
+            ruling = admission.admit(intent, *views, self._defaults)
         self.counters.answer(ruling.decision, ruling.reason)
         because = grounds.of_ruling(intent, ruling.limits, *views)
         if ruling.limits is None:
@@ -99,25 +101,7 @@ class Calls(Endings):
         self._decided(Action(ruling.decision), session, ruling.message, call=call, because=because)
         lifetime_ms = self.config.call.grant_lifetime
         self._arm(GRANT_TIMER, call.id, lifetime_ms, lambda: self._lapse(call))
-        return Answer(
-            ruling.decision,
-            ruling.message,
-            call_id=call.id,
-            limits=ruling.limits,
-            trims=ruling.trims,
-            reason=ruling.reason,
-            suggestion=ruling.suggestion,
-            notices=(*ruling.notices, *self._unenforced_notices()),
-            expires_at_ns=now_ns + lifetime_ms * 1_000_000,
-        )
-
-    def _unenforced_notices(self) -> tuple[str, ...]:
-        missing = [field.partition(":")[0] for field in self._host.not_enforced]
-        return (
-            (f"not enforced on this host: {', '.join(missing)}; `agentcg check` says why",)
-            if missing
-            else ()
-        )
+        return self._answer(ruling, call, now_ns + lifetime_ms * 1_000_000)
 
     def _lapse(self, call: ToolCall) -> None:
         if call.state is CallState.DECLARED:
@@ -198,41 +182,15 @@ class Calls(Endings):
             self._close_unbegun(call)
             raise
         self._disarm(GRANT_TIMER, call.id)
-        call.pid, call.started_at_ns, call.state = pid, self._clock.now_ns(), CallState.RUNNING
-        call.ticket = ""
-        self._follow(call, pidfd)
-        if call.limits.deadline_ms is not None:
-            self._arm(
-                DEADLINE_TIMER,
-                call.id,
-                call.limits.deadline_ms,
-                lambda: self._kill(call, KillReason.DEADLINE),
-            )
-        # Said after the answer: logging and streaming are no part of what the caller waits for.
-        asyncio.get_running_loop().call_soon(self._say_started, call)
+        self._run(call, Process(pid, pidfd), self._clock.now_ns())
         return call
-
-    def _say_started(self, call: ToolCall) -> None:
-        command = " ".join(call.intent.command) or f"process {call.pid}"
-        words = f"Started {command[:120]!r}."
-        self._decided(Action.BEGUN, call.session, words, call=call, actor=Actor.AGENT, pid=call.pid)
-        self._say(FeedbackKind.STARTED, call.session, words, call=call, level=Level.AMPLE)
-
-    def _follow(self, call: ToolCall, pidfd: int) -> None:
-        def on_exit() -> None:
-            self._main_ended(call)
-
-        def on_status(status: ExitStatus) -> None:
-            self._status_known(call, status)
-
-        self._lives[call.id] = Life()
-        self._host.watch_process(pidfd, on_exit, on_status)
 
     # ---- change
 
     def adjust(self, session: str | None, call_id: str, intent: Intent) -> Answer:
         """Other limits for a live call, answered like an intent; absent fields stay as they are."""
         check(intent)
+        self.withdraw_standing()
         call = self._ledger.live_call(session, call_id)
         owner = self._ledger.session(call.session)
         parent = self._ledger.call(call.session, call.parent_id) if call.parent_id else None
@@ -373,6 +331,7 @@ class Calls(Endings):
 
     def _refuse_new_calls(self, session: Session) -> None:
         session.state = SessionState.CLOSING
+        self.withdraw_standing(session.name)
         for call in list(session.calls.values()):
             if call.state is CallState.DECLARED:
                 self._close_unbegun(call)

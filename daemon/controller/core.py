@@ -26,7 +26,7 @@ from agentcgroup.daemon.model import (
     ToolCall,
     event_id,
 )
-from agentcgroup.daemon.policy.admission import CallDefaults, HostView, ParentView, SessionView
+from agentcgroup.daemon.policy.admission import CallDefaults, HostView, ParentView, Ruling, SessionView
 from agentcgroup.daemon.policy.grounds import NO_GROUNDS, Grounds
 from agentcgroup.daemon.ports import Clock, Doors, History, Host
 
@@ -36,6 +36,8 @@ log = logging.getLogger("agentcgroup.controller")
 GRANT_TIMER: Final = "grant"
 DEADLINE_TIMER: Final = "deadline"
 THROTTLE_TIMER: Final = "throttle"
+# A standing grant that nobody takes lapses, too.
+STANDING_TIMER: Final = "standing"
 
 
 @dataclass(slots=True)
@@ -44,6 +46,16 @@ class Life:
 
     status_known: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A standing grant. `withdraw` says whether nobody has taken it; then nobody will."""
+
+    call: ToolCall
+    answer: Answer
+    because: Grounds
+    withdraw: Callable[[], bool]
 
 
 class Core:
@@ -58,7 +70,9 @@ class Core:
         self._history = history
         self._clock = clock
         self._doors: Doors | None = None
-        self._ledger = Ledger()
+        self._ledger = Ledger(self._catch_up)
+        self._standing: dict[str, Prepared] = {}
+        self._room_watchers: dict[str, Callable[[], None]] = {}
         self._lives: dict[str, Life] = {}
         # Names of sessions whose sockets are being opened: they are taken, but not in the ledger yet.
         self._opening: set[str] = set()
@@ -118,6 +132,37 @@ class Core:
             parent.children_reserved_bytes,
             limits.cpu_milli,
             limits.pids_max,
+        )
+
+    def _call_gone(self, call: ToolCall) -> None:
+        """What `call` had reserved is free again."""
+
+    def _catch_up(self, call_id: str) -> bool:
+        """Whether a call that the ledger does not know is in it now, because news of it had not been heard yet."""
+        return False
+
+    # ---- answering
+
+    def _answer(self, ruling: Ruling, call: ToolCall, expires_at_ns: int | None = None) -> Answer:
+        """The answer that grants `call`."""
+        return Answer(
+            ruling.decision,
+            ruling.message,
+            call_id=call.id,
+            limits=ruling.limits,
+            trims=ruling.trims,
+            reason=ruling.reason,
+            suggestion=ruling.suggestion,
+            notices=(*ruling.notices, *self._unenforced_notices()),
+            expires_at_ns=expires_at_ns,
+        )
+
+    def _unenforced_notices(self) -> tuple[str, ...]:
+        missing = [field.partition(":")[0] for field in self._host.not_enforced]
+        return (
+            (f"not enforced on this host: {', '.join(missing)}; `agentcg check` says why",)
+            if missing
+            else ()
         )
 
     # ---- saying

@@ -30,6 +30,7 @@ class Draining(Sessions):
         until_ns = None if deadline_ms is None else now_ns + deadline_ms * 1_000_000
         began_ns = self._drain.began_at_ns if self._drain else now_ns
         self._drain = Drain(reason, began_ns, until_ns)
+        self.withdraw_standing()
         for call in [each for each in self._ledger.calls(None) if each.state is CallState.DECLARED]:
             self._close_unbegun(call)
         if deadline_ms is not None:

@@ -146,6 +146,7 @@ class Endings(Core):
         call.state = CallState.ENDED
         lineage = self._ledger.lineage(call)
         self._ledger.remove_call(call)
+        self._call_gone(call)
         report = self._worded(call, verdict, usage, oom.victim)
         call.report = report
         self._history.record(HistoryEntry(report, call.intent, call.limits, call.decision, call.parent_id))
@@ -211,6 +212,7 @@ class Endings(Core):
         self._disarm(GRANT_TIMER, call.id)
         call.state = CallState.ENDED
         self._ledger.remove_call(call)
+        self._call_gone(call)
         call.report = self._worded(call, Verdict.NOT_BEGUN, Usage())
         self._decided(Action.LAPSED, call.session, call.report.message, call=call, actor=Actor.DAEMON)
 

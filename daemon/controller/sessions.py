@@ -86,6 +86,7 @@ class Sessions(Calls):
         labels: Labels,
     ) -> Session:
         check_name(name)
+        self.withdraw_standing()
         if name in self._ledger.sessions or name in self._opening:
             raise RequestError(
                 Kind.EXISTS,
@@ -194,6 +195,7 @@ class Sessions(Calls):
 
     def update_session(self, name: str, request: BudgetRequest, priority: Priority | None) -> Session:
         session = self._open_session(name)
+        self.withdraw_standing()
         host = self._host_view()
         old = session.budget
         if priority is not None and request.cpu_weight is None:
@@ -231,6 +233,7 @@ class Sessions(Calls):
 
     def freeze_session(self, name: str, reason: str, include_agent: bool) -> Session:
         session = self._open_session(name)
+        self.withdraw_standing(name)
         self._host.freeze_session(name, True, include_agent)
         session.state = SessionState.FROZEN
         words = f"The operator froze the session{': ' + reason if reason else ''}; nothing is lost."

@@ -16,7 +16,7 @@ from agentcgroup.daemon.model import (
     ToolCall,
     Usage,
 )
-from agentcgroup.daemon.ports import Host, HostListener, Location, Process
+from agentcgroup.daemon.ports import Host, HostListener, Leaf, Location, Process
 
 log = logging.getLogger("agentcgroup.dry_run")
 
@@ -64,9 +64,9 @@ class DryRunHost:
         return self._real.locate(process)
 
     def watch_process(
-        self, pidfd: int, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
+        self, process: Process, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
     ) -> None:
-        self._real.watch_process(pidfd, on_exit, on_status)
+        self._real.watch_process(process, on_exit, on_status)
 
     def forget_process(self, pidfd: int) -> None:
         self._real.forget_process(pidfd)
@@ -82,6 +82,9 @@ class DryRunHost:
 
     def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
         return ()
+
+    def agent_leaf(self, session: str) -> Leaf | None:
+        return None
 
     def session_usage(self, session: str) -> Usage:
         return Usage()
@@ -126,6 +129,9 @@ class DryRunHost:
 
     def place(self, call_id: str, pid: int) -> None:
         self._would("move process %d into call %s", pid, call_id)
+
+    def open_procs(self, call_id: str) -> int:
+        raise NotImplementedError("nothing is prepared where there is no agent leaf")
 
     def freeze_call(self, call_id: str, frozen: bool) -> None:
         self._would("%s call %s", _freezing(frozen), call_id)

@@ -25,6 +25,7 @@ import logging
 import os
 import select
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 _PIDFD_THREAD: Final = os.O_EXCL
 
 _CAP_SYS_PTRACE: Final = 19
+# A process that the door's thread has placed may end before the loop hears of it.
+_MOST_TOLD_EARLY: Final = 1024
 # How many ends are handled before the loop may do other things.
 _BATCH: Final = 128
 
@@ -190,6 +193,8 @@ class ExitWatch:
         self._reap_wait_s = reap_wait_s
         self._watched: dict[int, _Watched] = {}
         self._by_pid: dict[int, _Watched] = {}
+        # Ends of processes that are not watched, the latest last.
+        self._told_early: OrderedDict[int, ExitStatus] = OrderedDict()
         self._connector: ProcConnector | None = None
         self._epoll = select.epoll()
         self._loop.add_reader(self._epoll.fileno(), self._on_events)
@@ -198,11 +203,17 @@ class ExitWatch:
         return len(self._watched)
 
     def watch(
-        self, pidfd: int, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
+        self,
+        pidfd: int,
+        on_exit: Callable[[], None],
+        on_status: Callable[[ExitStatus], None],
+        *,
+        pid: int | None = None,
     ) -> None:
         """Watch the process behind `pidfd`, which stays the caller's and open until `on_status` or `forget`.
 
-        Raises ValueError for a descriptor that is watched already or is no pidfd.
+        `pid` is its pid where the caller knows it; then also one that has been reaped already has its status from the
+        kernel's events. Raises ValueError for a descriptor that is watched already or is no pidfd.
         """
         if pidfd in self._watched:
             raise ValueError(
@@ -212,7 +223,11 @@ class ExitWatch:
         if self.source is ExitSource.PROC_CONNECTOR:
             self._listen()
         if self.source in (ExitSource.PROC_CONNECTOR, ExitSource.KERNEL_EVENTS):
-            watched.pid = pid_of(pidfd)
+            watched.pid = pid or pid_of(pidfd)
+        if watched.pid is not None and watched.pid in self._told_early:
+            status = self._told_early.pop(watched.pid)
+            # A process that lives is another one than that which ended under this pid.
+            watched.status = status if _has_ended(pidfd) else None
         self._epoll.register(pidfd, select.EPOLLIN)
         self._watched[pidfd] = watched
         if watched.pid is not None:
@@ -226,13 +241,16 @@ class ExitWatch:
         self._drain = drain
 
     def tell(self, pid: int, status: ExitStatus) -> None:
-        """The kernel says how `pid` ended. One that is not watched is no error.
+        """The kernel says how `pid` ended. One that is not watched is remembered for a while: it may be soon.
 
         The record precedes the end of the pidfd's wait, and a watched process that is not reaped keeps its pid, so the
         pid means the process that is watched under it. The callbacks come when the pidfd says so, too.
         """
         watched = self._by_pid.get(pid)
         if watched is None:
+            self._told_early[pid] = status
+            if len(self._told_early) > _MOST_TOLD_EARLY:
+                self._told_early.popitem(last=False)
             return
         watched.status = status
         if watched.ended:

@@ -19,7 +19,7 @@ from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host import kernel_events, processes
-from agentcgroup.daemon.host.exits import ExitWatch
+from agentcgroup.daemon.host.exits import ExitSource, ExitWatch
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, is_populated, not_enforced, usage_of
 from agentcgroup.daemon.host.pidfd import cgroup_id
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
@@ -36,7 +36,7 @@ from agentcgroup.daemon.model import (
     ToolCall,
     Usage,
 )
-from agentcgroup.daemon.ports import HostListener, Location, Process
+from agentcgroup.daemon.ports import HostListener, Leaf, Location, Process
 
 log = logging.getLogger("agentcgroup.host")
 
@@ -259,6 +259,17 @@ class LinuxHost:
             self._calls[call_id].place(pid)
         processes.prefer_as_victim(pid, self._oom_score_adj)
 
+    def agent_leaf(self, session: str) -> Leaf | None:
+        # A prepared call's process may have ended before it is watched; its status must be known all the same.
+        if self._exits.source not in (ExitSource.KERNEL_EVENTS, ExitSource.PIDFD_INFO):
+            return None
+        agent = self._sessions[session].agent
+        return Leaf(agent.id, self._relative(agent))
+
+    def open_procs(self, call_id: str) -> int:
+        with _kernel(f"opening cgroup.procs of call {call_id}"):
+            return self._calls[call_id].cgroup.open_file(files.CGROUP_PROCS, os.O_WRONLY)
+
     def freeze_call(self, call_id: str, frozen: bool) -> None:
         with _kernel(f"{'freezing' if frozen else 'thawing'} call {call_id}"):
             cgroup = self._calls[call_id].cgroup
@@ -339,13 +350,13 @@ class LinuxHost:
         return Location(session)
 
     def watch_process(
-        self, pidfd: int, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
+        self, process: Process, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
     ) -> None:
         def known(status: ExitStatus) -> None:
-            os.close(pidfd)
+            os.close(process.pidfd)
             on_status(status)
 
-        self._exits.watch(pidfd, on_exit, known)
+        self._exits.watch(process.pidfd, on_exit, known, pid=process.pid)
 
     def forget_process(self, pidfd: int) -> None:
         self._exits.forget(pidfd)

@@ -15,6 +15,7 @@ from agentcgroup.proto.launch import (
     decode_request,
     encode_reply,
     encode_request,
+    split_request,
 )
 
 # What argv and environment can hold: any bytes but NUL, as Python sees them.
@@ -107,3 +108,15 @@ def test_any_bytes_are_a_request_or_a_bad_message(data: bytes) -> None:
 def test_a_value_with_a_nul_is_not_sent() -> None:
     with pytest.raises(BadMessage, match="NUL"):
         encode_request(Request({"memory": "1\0G"}))
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
+def test_a_request_is_split_from_its_arguments(arguments: list[str]) -> None:
+    asked = Request(intent={"memory": "2G"}, labels={"a": "b"})
+    packet = encode_request(Request(asked.intent, asked.labels, tuple(arguments[:20])))
+    split = split_request(packet)
+    assert split == (encode_request(asked), decode_request(packet).arguments)
+
+
+def test_arguments_among_what_is_asked_for_are_not_split() -> None:
+    assert split_request(MAGIC + b"\0op=begin\0arg=ls\0memory=2G\0") is None

@@ -1,0 +1,49 @@
+"""The door's thread by itself: what it serves, what it hands on, and that nothing upsets it."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentcgroup.daemon.door.native import LIBRARY, NativeDoor, load, open_door
+
+SOURCES = LIBRARY.parent
+FUZZ = Path(__file__).with_name("door_fuzz.py")
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("door")
+    subprocess.run(["make", "-s", "-C", str(SOURCES), "sanitized", f"OUT={directory}"], check=True)
+    return directory / "libdoor.so"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_that_arrives_upsets_it(sanitized: Path, seed: int) -> None:
+    runtime = subprocess.run(
+        ["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    # Leaks are looked for by the descriptor count: Python itself never frees everything.
+    environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    ran = subprocess.run(
+        [sys.executable, str(FUZZ), str(sanitized), str(seed)],
+        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+
+
+def test_without_the_library_python_serves_everybody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def opened() -> NativeDoor | None:
+        return open_door(lambda: load(tmp_path / "libdoor.so"))
+
+    assert asyncio.run(opened()) is None
+    assert "every launch waits for Python" in caplog.text
