@@ -10,8 +10,9 @@ from enum import StrEnum
 from typing import TypedDict, TypeVar
 
 from agentcgroup.client.errors import InvalidRequest
-from agentcgroup.client.values import Budget, CpuClass, Intent, OnExceed, Priority
+from agentcgroup.client.values import Budget, CpuClass, Intent, OnExceed, Priority, TransparentRule
 from agentcgroup.proto.quantity import BadQuantity, parse_cpu, parse_duration, parse_size
+from agentcgroup.proto.transparent import BadRule, parse_rule
 
 Size = int | str
 Cpu = int | float | str
@@ -131,6 +132,16 @@ def budget_of(arguments: BudgetArguments) -> Budget:
         pids_max=_whole("pids", arguments.get("pids")),
         calls_max=_whole("calls", arguments.get("calls")),
     )
+
+
+def rule_of(value: TransparentRule | str | None) -> TransparentRule | None:
+    """The rule of a transparent door that `value` writes. Raises InvalidRequest."""
+    if value is None:
+        return None
+    try:
+        return parse_rule(str(value))
+    except BadRule as error:
+        raise InvalidRequest(f"transparent: {error}", field="transparent") from None
 
 
 def priority_of(value: Priority | str | None) -> Priority | None:

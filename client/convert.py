@@ -28,6 +28,7 @@ _WIRE: Final[dict[type[StrEnum], tuple[Any, str]]] = {
     values.Reason: (pb.Reason, "REASON_"),
     values.CallState: (pb.CallState, "CALL_STATE_"),
     values.SessionState: (pb.SessionState, "SESSION_STATE_"),
+    values.TransparentScope: (pb.TransparentScope, "TRANSPARENT_SCOPE_"),
     values.Verdict: (pb.Verdict, "VERDICT_"),
     values.Level: (pb.Level, "LEVEL_"),
     values.FeedbackKind: (pb.FeedbackKind, "FEEDBACK_KIND_"),
@@ -103,6 +104,12 @@ def intent_message(intent: values.Intent) -> pb.Intent:
 
 def budget_message(budget: values.Budget) -> pb.Budget:
     return pb.Budget(**_given(budget, _BUDGET_NUMBERS))
+
+
+def transparent_message(rule: values.TransparentRule | None) -> pb.TransparentRule | None:
+    if rule is None:
+        return None
+    return pb.TransparentRule(scope=number(rule.scope), include=rule.include, exclude=rule.exclude)
 
 
 def process_message(process: values.ProcessRef) -> pb.ProcessRef:
@@ -199,7 +206,14 @@ def call(message: pb.Call) -> values.Call:
         pid=message.pid,
         cgroup=message.cgroup,
         report=report(message.report) if message.HasField("report") else None,
+        placement_delay_ms=message.placement_delay_ms if message.HasField("placement_delay_ms") else None,
+        was_held=message.was_held,
     )
+
+
+def transparent(message: pb.TransparentRule) -> values.TransparentRule:
+    scope = _member(values.TransparentScope, message.scope) or values.TransparentScope.OFF
+    return values.TransparentRule(scope, tuple(message.include), tuple(message.exclude))
 
 
 def session(message: pb.Session) -> values.Session:
@@ -220,6 +234,9 @@ def session(message: pb.Session) -> values.Session:
         labels=dict(message.labels),
         container_id=message.container_id,
         ends_with_agent=message.ends_with_agent,
+        transparent=transparent(message.transparent),
+        transparent_placed=message.transparent_placed,
+        transparent_missed=message.transparent_missed,
     )
 
 

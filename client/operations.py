@@ -18,6 +18,7 @@ from agentcgroup.client.arguments import (
     duration_ms,
     intent_of,
     priority_of,
+    rule_of,
 )
 from agentcgroup.client.errors import InvalidRequest
 from agentcgroup.client.values import (
@@ -35,6 +36,7 @@ from agentcgroup.client.values import (
     Session,
     SessionLimits,
     Story,
+    TransparentRule,
     Verdict,
 )
 from agentcgroup.proto.v1 import agent_pb2 as agent, operator_pb2 as operator, types_pb2 as types
@@ -156,6 +158,7 @@ def create_session(
     owner_gid: int | None,
     labels: Mapping[str, str],
     ends_with_agent: bool,
+    transparent: TransparentRule | str | None,
 ) -> Operation[Session]:
     request = _message(
         operator.CreateSessionRequest,
@@ -166,6 +169,7 @@ def create_session(
         owner_gid=owner_gid,
         labels=dict(labels),
         ends_with_agent=ends_with_agent,
+        transparent=convert.transparent_message(rule_of(transparent)),
     )
     return Operation("CreateSession", request, _session)
 
@@ -183,13 +187,17 @@ def get_session(name: str) -> Operation[Session]:
 
 
 def update_session(
-    name: str, budget: BudgetArguments, priority: Priority | str | None
+    name: str,
+    budget: BudgetArguments,
+    priority: Priority | str | None,
+    transparent: TransparentRule | str | None,
 ) -> Operation[Session]:
     request = _message(
         operator.UpdateSessionRequest,
         name=name,
         budget=_message(convert.budget_message, budget=budget_of(budget)),
         priority=convert.number(priority_of(priority)),
+        transparent=convert.transparent_message(rule_of(transparent)),
     )
     return Operation("UpdateSession", request, _session)
 

@@ -23,6 +23,7 @@ from agentcgroup.client.values import (
     Report,
     Session,
     Story,
+    TransparentRule,
     Verdict,
 )
 from agentcgroup.proto.v1.operator_pb2_grpc import OperatorServiceStub
@@ -57,13 +58,16 @@ class OperatorClient:
     def create_session(
         self, name: str, *, priority: Priority | str | None = None, owner_uid: int | None = None,
         owner_gid: int | None = None, labels: Mapping[str, str] = operations.NO_LABELS, ends_with_agent: bool = False,
-        **budget: Unpack[BudgetArguments],
+        transparent: TransparentRule | str | None = None, **budget: Unpack[BudgetArguments],
     ) -> Session:  # fmt: skip
-        """Makes a session. `ends_with_agent`: it is removed when its last agent process has ended."""
+        """Makes a session. `ends_with_agent`: it is removed when its last agent process has ended.
+
+        `transparent`: which commands become calls without asking, "all,exclude=git"; None: the daemon's default.
+        """
         return self._channel.perform(
             operations.create_session(
                 name, budget, priority=priority, owner_uid=owner_uid, owner_gid=owner_gid, labels=labels,
-                ends_with_agent=ends_with_agent,
+                ends_with_agent=ends_with_agent, transparent=transparent,
             )
         )  # fmt: skip
 
@@ -74,10 +78,11 @@ class OperatorClient:
         return self._channel.perform(operations.get_session(name))
 
     def update_session(
-        self, name: str, *, priority: Priority | str | None = None, **budget: Unpack[BudgetArguments]
-    ) -> Session:
+        self, name: str, *, priority: Priority | str | None = None, transparent: TransparentRule | str | None = None,
+        **budget: Unpack[BudgetArguments],
+    ) -> Session:  # fmt: skip
         """Changes a live session; what is left out stays."""
-        return self._channel.perform(operations.update_session(name, budget, priority))
+        return self._channel.perform(operations.update_session(name, budget, priority, transparent))
 
     def freeze_session(self, name: str, *, reason: str = "", include_agent: bool = False) -> Session:
         return self._channel.perform(operations.freeze_session(name, reason, include_agent))
@@ -182,13 +187,16 @@ class AsyncOperatorClient:
     async def create_session(
         self, name: str, *, priority: Priority | str | None = None, owner_uid: int | None = None,
         owner_gid: int | None = None, labels: Mapping[str, str] = operations.NO_LABELS, ends_with_agent: bool = False,
-        **budget: Unpack[BudgetArguments],
+        transparent: TransparentRule | str | None = None, **budget: Unpack[BudgetArguments],
     ) -> Session:  # fmt: skip
-        """Makes a session. `ends_with_agent`: it is removed when its last agent process has ended."""
+        """Makes a session. `ends_with_agent`: it is removed when its last agent process has ended.
+
+        `transparent`: which commands become calls without asking, "all,exclude=git"; None: the daemon's default.
+        """
         return await self._channel.perform(
             operations.create_session(
                 name, budget, priority=priority, owner_uid=owner_uid, owner_gid=owner_gid, labels=labels,
-                ends_with_agent=ends_with_agent,
+                ends_with_agent=ends_with_agent, transparent=transparent,
             )
         )  # fmt: skip
 
@@ -199,10 +207,11 @@ class AsyncOperatorClient:
         return await self._channel.perform(operations.get_session(name))
 
     async def update_session(
-        self, name: str, *, priority: Priority | str | None = None, **budget: Unpack[BudgetArguments]
-    ) -> Session:
+        self, name: str, *, priority: Priority | str | None = None, transparent: TransparentRule | str | None = None,
+        **budget: Unpack[BudgetArguments],
+    ) -> Session:  # fmt: skip
         """Changes a live session; what is left out stays."""
-        return await self._channel.perform(operations.update_session(name, budget, priority))
+        return await self._channel.perform(operations.update_session(name, budget, priority, transparent))
 
     async def freeze_session(self, name: str, *, reason: str = "", include_agent: bool = False) -> Session:
         return await self._channel.perform(operations.freeze_session(name, reason, include_agent))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from agentcgroup.proto.transparent import TransparentRule as TransparentRule
 from agentcgroup.proto.words import (
     CallState as CallState,
     CpuClass as CpuClass,
@@ -17,6 +18,7 @@ from agentcgroup.proto.words import (
     Priority as Priority,
     Reason as Reason,
     SessionState as SessionState,
+    TransparentScope as TransparentScope,
     Verdict as Verdict,
 )
 
@@ -166,6 +168,9 @@ class Call:
     pid: int = 0
     cgroup: str = ""
     report: Report | None = None
+    # Of a call that came through the transparent door: how long after its exec it was placed.
+    placement_delay_ms: int | None = None
+    was_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +206,9 @@ class Session:
     labels: Mapping[str, str] = field(default_factory=dict)
     container_id: str = ""
     ends_with_agent: bool = False
+    transparent: TransparentRule = TransparentRule()
+    transparent_placed: int = 0
+    transparent_missed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,10 +84,10 @@ async def _host(config: Config) -> AsyncIterator[Host]:
         found = capabilities.without_bpf(
             found, "switched off: bpf.enabled in the configuration, or --no-bpf"
         )
-    events = open_kernel_events(config, found, ground.root)
-    tier = capabilities.tier(found)
     # For the scheduler and for every program that has it hold tasks.
     shared = SharedMaps(HOLDS)
+    events = open_kernel_events(config, found, ground.root, shared)
+    tier = capabilities.tier(found)
     # Before anything opens a PSI trigger, see SchedulerKeeper.
     keeper = keeper_for(config, shared)
     keeper.start()

@@ -15,8 +15,11 @@ import msgspec
 
 from agentcgroup.daemon.model import CpuClass, OnExceed, Priority
 from agentcgroup.proto.quantity import BadQuantity, parse_cpu, parse_duration, parse_size
+from agentcgroup.proto.transparent import BadRule, parse_rule
 
 DEFAULT_PATH: Final = Path("/etc/agentcgroup/agentcgroup.toml")
+# scheduler_knobs.hold_max_ns: the scheduler lets everybody go after that.
+MOST_HOLD_MS: Final = 500
 
 
 class ConfigError(Exception):
@@ -69,6 +72,8 @@ class BpfConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Our CPU scheduler: "off", "partial" (tasks of policy SCHED_EXT only) or "full" (every ordinary task of the host).
     mode: str = "off"
+    # In mode "full": how long a command at a session's transparent door is held at most until it is placed; 0: not.
+    door_hold: DurationMs = 50
 
 
 class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,6 +87,9 @@ class SessionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pids_max: int = 4096
     calls_max: int = 256
     priority: Priority = Priority.NORMAL
+    # Which execs become calls without having asked: "off", "agent", "outside" or "all", with patterns as in
+    # docs/transparent.md.
+    transparent: str = "off"
 
 
 class CallConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -188,6 +196,10 @@ def _check_values(config: Config, source: str) -> None:
             session.agent_memory < session.memory,
             "session.agent_memory must be less than session.memory, which it is part of",
         ),
+        (
+            0 <= config.scheduler.door_hold <= MOST_HOLD_MS,
+            f"scheduler.door_hold is at most {MOST_HOLD_MS}ms; 0 holds nothing",
+        ),
         (0 <= config.metrics.port < 65536, "metrics.port is 0 to 65535"),
         (-1000 <= config.call.oom_score_adj <= 1000, "call.oom_score_adj is -1000 to 1000"),
         (host.pids_max > 0, "host.pids_max is at least 1"),
@@ -207,6 +219,10 @@ def _check_values(config: Config, source: str) -> None:
             "daemon.run_dir is at most 40 characters: Unix socket paths end at 107",
         ),
     )
+    try:
+        parse_rule(session.transparent)
+    except BadRule as error:
+        raise ConfigError(f"{source}: session.transparent: {error}") from error
     for holds, rule in checks:
         if not holds:
             raise ConfigError(f"{source}: {rule}")

@@ -33,6 +33,7 @@ class Door(StrEnum):
     LAUNCHER = "launcher"
     PREPARED = "prepared"  # the launcher's, into a call that was made before
     GRPC = "grpc"
+    TRANSPARENT = "transparent"
 
 
 class Histogram:
@@ -82,6 +83,8 @@ class Counters:
     sessions_opened: int = 0
     sessions_closed: int = 0
     leftover_processes: int = 0
+    # Processes at a transparent door that had ended before they could be placed.
+    transparent_missed: int = 0
     kernel_events_lost: int = 0
     internal_errors: int = 0
     call_duration_s: dict[DeclaredClass, Histogram] = field(default_factory=_durations)
@@ -140,6 +143,7 @@ class Counters:
             sessions_opened=self.sessions_opened,
             sessions_closed=self.sessions_closed,
             leftover_processes=self.leftover_processes,
+            transparent_missed=self.transparent_missed,
             kernel_events_lost=self.kernel_events_lost,
             internal_errors=self.internal_errors,
             call_duration_s={key: histogram.copy() for key, histogram in self.call_duration_s.items()},

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from agentcgroup.proto.transparent import OFF as NOT_TRANSPARENT, TransparentRule as TransparentRule
 from agentcgroup.proto.words import (
     Action as Action,
     Actor as Actor,
@@ -20,6 +21,7 @@ from agentcgroup.proto.words import (
     Priority as Priority,
     Reason as Reason,
     SessionState as SessionState,
+    TransparentScope as TransparentScope,
     Verdict as Verdict,
 )
 
@@ -301,6 +303,29 @@ class Story:
 
 
 @dataclass(frozen=True, slots=True)
+class Knock:
+    """An exec in the agent's own cgroup of a session with a transparent door: a tool that came without asking.
+
+    Pids and process groups are the host's. `command` may be cut. The pipes on its standard input and output are inodes;
+    None: no pipe, the parent's own, or not known. `parent_name` is the kernel's name for the parent, "" when not known.
+    """
+
+    session: str
+    pid: int
+    parent_pid: int
+    process_group: int
+    parent_process_group: int
+    filename: str
+    command: tuple[str, ...]
+    is_from_outside: bool
+    is_held: bool
+    executed_at_ns: int
+    stdin_pipe: int | None = None
+    stdout_pipe: int | None = None
+    parent_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessRef:
     """A process as a caller names it; see ProcessRef in types.proto."""
 
@@ -344,6 +369,10 @@ class Session:
     container_id: str = ""
     ends_with_agent: bool = False
     cgroup: str = ""
+    transparent: TransparentRule = NOT_TRANSPARENT
+    # Processes that its transparent door has placed, and those that had ended before.
+    transparent_placed: int = 0
+    transparent_missed: int = 0
     calls_ended: int = 0
     calls: "dict[str, ToolCall]" = field(default_factory=dict)
     # What live calls directly under the session have reserved; nested calls live inside their parent's. The ledger keeps it.
@@ -376,6 +405,9 @@ class ToolCall:
     leftover_processes: int = 0
     report: Report | None = None
     children_reserved_bytes: int = 0
+    # Of a call that came through the transparent door: how long after its exec it was placed, and whether held meanwhile.
+    placement_delay_ms: int | None = None
+    was_held: bool = False
 
     @property
     def is_live(self) -> bool:

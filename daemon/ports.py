@@ -15,11 +15,13 @@ from agentcgroup.daemon.model import (
     ExitStatus,
     Growth,
     HistoryEntry,
+    Knock,
     OomCounters,
     ProcessRef,
     Session,
     Tier,
     ToolCall,
+    TransparentScope,
     Usage,
 )
 
@@ -60,8 +62,34 @@ class HostListener(Protocol):
     def memory_throttled(self, call_id: str) -> None:
         """The call has been throttled at memory.high (again)."""
 
+    def knocked(self, knock: Knock) -> None:
+        """A process at the session's transparent door, which is held until `release` where the host can."""
+
     def events_lost(self) -> None:
         """The kernel's event queue overflowed; what is watched was read afresh."""
+
+
+class TransparentDoor(Protocol):
+    """Execs in sessions, told to `HostListener.knocked`, and what can be done about them."""
+
+    @property
+    def why_not(self) -> str:
+        """Why this host has no such door, with the next step; "" where it has."""
+
+    def set(self, session: str, scope: TransparentScope) -> None:
+        """Which execs in the open session are told. It ends with the session. Raises RequestError(HOST)."""
+
+    def catch(self, pid: int) -> Process | None:
+        """The process that knocked; None when it has ended."""
+
+    def gather(self, session: str, call_id: str, pid: int) -> int:
+        """Moves what the process has forked in the agent leaf into the call, where it is itself; how many."""
+
+    def let_be(self, process: Process) -> None:
+        """Nothing is told of the process, and of what it forks, any more."""
+
+    def release(self, pid: int) -> None:
+        """The process need not be held any longer."""
 
 
 class Host(Protocol):
@@ -71,6 +99,8 @@ class Host(Protocol):
     def not_enforced(self) -> tuple[str, ...]:
         """Fields of Limits that this host enforces not, each with the cause."""
 
+    @property
+    def door(self) -> TransparentDoor: ...
     @property
     def cgroup_root(self) -> str: ...
     @property

@@ -102,14 +102,18 @@ CALLS_ROW: Final = Row(
             stacked=True,
         ),
         Panel(
-            "Left behind",
-            "Processes that ended calls had left running; they are killed with the call.",
+            "Left behind, and missed",
+            "Processes that ended calls had left running, which are killed; commands too short for the transparent door.",
             Kind.TIMESERIES,
             "cps",
             (
                 Query(
                     f"sum by (instance) (rate(agentcgroup_leftover_processes_total{{{HOST}}}[$__rate_interval]))",
-                    "{{instance}}",
+                    "{{instance}} left behind",
+                ),
+                Query(
+                    f"sum by (instance) (rate(agentcgroup_transparent_missed_total{{{HOST}}}[$__rate_interval]))",
+                    "{{instance}} missed",
                 ),
             ),
         ),

@@ -141,6 +141,15 @@ class Action(StrEnum):
     ENDED = "ended"
 
 
+class TransparentScope(StrEnum):
+    """Which execs in a session are looked at, to make each a call without its having asked."""
+
+    OFF = "off"
+    AGENT = "agent"  # of what the agent runtime starts
+    OUTSIDE = "outside"  # of what enters the session from outside
+    ALL = "all"
+
+
 class FeedbackKind(StrEnum):
     """What a message on the stream is about."""
 

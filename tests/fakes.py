@@ -27,6 +27,7 @@ from agentcgroup.daemon.model import (
     Story,
     Tier,
     ToolCall,
+    TransparentScope,
     Usage,
     Verdict,
 )
@@ -120,6 +121,34 @@ class FakeCall:
     oom: OomCounters = OomCounters(0, 0, 0)
 
 
+class FakeDoor:
+    """Processes are real: they are caught by pidfd. Who is held, let be, or gathered is what a test reads."""
+
+    why_not = ""
+
+    def __init__(self) -> None:
+        self.scopes: dict[str, TransparentScope] = {}
+        self.let_alone: list[int] = []
+        self.released: list[int] = []
+        self.gathered: list[tuple[str, int]] = []
+
+    def set(self, session: str, scope: TransparentScope) -> None:
+        self.scopes[session] = scope
+
+    def catch(self, pid: int) -> Process | None:
+        return Process(pid, os.pidfd_open(pid)) if _is_alive(pid) else None
+
+    def gather(self, session: str, call_id: str, pid: int) -> int:
+        self.gathered.append((call_id, pid))
+        return 0
+
+    def let_be(self, process: Process) -> None:
+        self.let_alone.append(process.pid)
+
+    def release(self, pid: int) -> None:
+        self.released.append(pid)
+
+
 class FakeHost:
     """Sessions and calls in dictionaries. `homes` says in which session's agent leaf a pid lives."""
 
@@ -142,6 +171,7 @@ class FakeHost:
         self.done: Counter[str] = Counter()
         # What the next operation of this name fails with, once.
         self.failures: dict[str, RequestError] = {}
+        self.door = FakeDoor()
         self._watched: set[int] = set()
 
     def _do(self, what: str) -> None:

@@ -179,12 +179,19 @@ def _tell(arguments: argparse.Namespace, call: Call) -> int:
             ("memory", f"{size(usage.memory_current_bytes)} now, {size(usage.memory_peak_bytes)} peak"),
             ("CPU time", cpu_time(usage.cpu_usage_us)),
             ("started", clock(call.started_at)),
+            ("transparent", _placement(call)),
             ("cgroup", call.cgroup),
             ("labels", ", ".join(f"{key}={value}" for key, value in call.intent.labels.items())),
             *(report_facts(call.report) if call.report is not None else ()),
         ]
     )
     return ExitStatus.OK
+
+
+def _placement(call: Call) -> str:
+    if call.placement_delay_ms is None:
+        return ""
+    return f"placed {duration(call.placement_delay_ms)} after its exec{', held meanwhile' if call.was_held else ''}"
 
 
 def _show(arguments: argparse.Namespace) -> int:

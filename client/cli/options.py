@@ -151,6 +151,15 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--priority", choices=[*Priority], help="who is served first when the host is short")
 
 
+def add_transparent(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--transparent",
+        metavar="RULE",
+        help="commands that become calls without agentcg run: off, agent (what the agent starts), outside (docker exec)"
+        " or all; with patterns: all,exclude=git,exclude=rg* or agent,include=pytest",
+    )
+
+
 def budget_of(arguments: argparse.Namespace) -> BudgetArguments:
     return BudgetArguments(
         memory=arguments.memory,

@@ -14,7 +14,7 @@ from agentcgroup.client.cli.output import (
     size,
 )
 from agentcgroup.client.cli.statuses import ExitStatus
-from agentcgroup.client.values import Session
+from agentcgroup.client.values import Session, TransparentScope
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -40,6 +40,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "--ends-with-agent", action="store_true", help="remove it when its last agent process ends"
     )
     options.add_budget(create)
+    options.add_transparent(create)
     options.add_labels(create)
 
     options.add_operator_socket(create)
@@ -54,6 +55,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         examples=("agentcg session set reviewer --memory 6G --priority low",),
     )
     options.add_budget(change)
+    options.add_transparent(change)
     freeze = options.add_command(group, "freeze", _freeze, summary="stop a session's calls where they are")
     freeze.add_argument("--agent", action="store_true", help="freeze the agent too, not only its calls")
     thaw = options.add_command(group, "thaw", _thaw, summary="let a frozen session go on")
@@ -108,10 +110,19 @@ def _tell(arguments: argparse.Namespace, session: Session) -> int:
             ("owner", f"uid {session.owner_uid}, gid {session.owner_gid}"),
             ("labels", ", ".join(f"{key}={value}" for key, value in session.labels.items())),
             ("container", session.container_id),
+            ("transparent", _transparent(session)),
             ("ends", "with its agent" if session.ends_with_agent else "when it is removed"),
         ]
     )
     return ExitStatus.OK
+
+
+def _transparent(session: Session) -> str:
+    if session.transparent.scope is TransparentScope.OFF:
+        return "off"
+    return (
+        f"{session.transparent}, {session.transparent_placed} placed, {session.transparent_missed} too short"
+    )
 
 
 def _create(arguments: argparse.Namespace) -> int:
@@ -123,6 +134,7 @@ def _create(arguments: argparse.Namespace) -> int:
             owner_gid=arguments.owner_gid,
             labels=options.labels_of(arguments),
             ends_with_agent=arguments.ends_with_agent,
+            transparent=arguments.transparent,
             **options.budget_of(arguments),
         )
     return _tell(arguments, session)
@@ -157,7 +169,10 @@ def _show(arguments: argparse.Namespace) -> int:
 def _set(arguments: argparse.Namespace) -> int:
     with options.operator_client(arguments) as client:
         session = client.update_session(
-            arguments.name, priority=arguments.priority, **options.budget_of(arguments)
+            arguments.name,
+            priority=arguments.priority,
+            transparent=arguments.transparent,
+            **options.budget_of(arguments),
         )
     return _tell(arguments, session)
 

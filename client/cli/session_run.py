@@ -44,6 +44,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )
     parser.add_argument("--keep", action="store_true", help="keep the session when the agent ends")
     options.add_budget(parser)
+    options.add_transparent(parser)
     options.add_labels(parser)
     options.add_operator_socket(parser)
     parser.usage = "agentcg session run NAME [OPTIONS] -- AGENT [ARGUMENT...]"
@@ -85,6 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
             owner_gid=user.gid,
             labels=options.labels_of(arguments),
             ends_with_agent=not arguments.keep,
+            transparent=arguments.transparent,
             **options.budget_of(arguments),
         )
         limits = _enter(client, session)

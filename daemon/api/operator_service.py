@@ -16,7 +16,16 @@ from agentcgroup.daemon.api.stories import Stories, story_of
 from agentcgroup.daemon.api.watching import Watchers, host_hello
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import Capability, Drain, Event, HistoryEntry, Session, ToolCall, Verdict
+from agentcgroup.daemon.model import (
+    Capability,
+    Drain,
+    Event,
+    HistoryEntry,
+    Session,
+    ToolCall,
+    TransparentRule,
+    Verdict,
+)
 from agentcgroup.daemon.policy.bounds import MOST_DURATION_MS, check_name, one_line
 from agentcgroup.daemon.reload import Reloader
 from agentcgroup.proto.v1 import operator_pb2 as pb, operator_pb2_grpc, types_pb2
@@ -66,6 +75,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             owner_gid=_owner(request.owner_gid, "owner_gid"),
             labels=translate.read_labels(request.labels),
             ends_with_agent=request.ends_with_agent,
+            transparent=_transparent(request),
         )
         return pb.CreateSessionResponse(session=self._written(session))
 
@@ -84,7 +94,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
     ) -> pb.UpdateSessionResponse:
         priority = PRIORITIES.member(request.priority, "priority")
         budget = translate.read_budget(request.budget)
-        session = self._controller.update_session(request.name, budget, priority)
+        session = self._controller.update_session(request.name, budget, priority, _transparent(request))
         return pb.UpdateSessionResponse(session=self._written(session))
 
     async def FreezeSession(
@@ -228,6 +238,11 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
 
     def _written_call(self, call: ToolCall) -> types_pb2.Call:
         return translate.write_call(call, self._controller.call_usage(call), self._controller.not_enforced)
+
+
+def _transparent(request: pb.CreateSessionRequest | pb.UpdateSessionRequest) -> TransparentRule | None:
+    """The rule that was sent; None: none was."""
+    return translate.read_transparent(request.transparent) if request.HasField("transparent") else None
 
 
 def _owner(number: int, field: str) -> int:

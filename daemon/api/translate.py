@@ -21,11 +21,13 @@ from agentcgroup.daemon.api.enums import (
     PRIORITIES,
     REASONS,
     SESSION_STATES,
+    TRANSPARENT_SCOPES,
     VERDICTS,
 )
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.policy import intent as intent_rules
 from agentcgroup.daemon.policy.bounds import check_budget, check_labels
+from agentcgroup.proto.transparent import BadRule, parse_rule
 from agentcgroup.proto.v1 import types_pb2 as pb
 
 _INTENT_NUMBERS: Final = (
@@ -109,6 +111,23 @@ def read_budget(message: pb.Budget) -> model.BudgetRequest:
     request = model.BudgetRequest(**_present(message, _BUDGET_NUMBERS))
     check_budget(request)
     return request
+
+
+def read_transparent(message: pb.TransparentRule) -> model.TransparentRule:
+    """The rule in `message`. Raises RequestError(INVALID)."""
+    scope = TRANSPARENT_SCOPES.member(message.scope, "transparent.scope")
+    if scope is None:
+        raise RequestError(
+            Kind.INVALID,
+            "transparent has no scope",
+            f"set one of {', '.join(model.TransparentScope)}, or leave transparent out",
+            "transparent.scope",
+        )
+    rule = model.TransparentRule(scope, tuple(message.include), tuple(message.exclude))
+    try:
+        return parse_rule(str(rule))
+    except BadRule as error:
+        raise RequestError(Kind.INVALID, f"transparent: {error}", "", "transparent") from error
 
 
 def read_labels(labels: Mapping[str, str]) -> model.Labels:
@@ -212,6 +231,8 @@ def write_call(call: model.ToolCall, usage: model.Usage, not_enforced: NotEnforc
         pid=call.pid,
         cgroup=call.cgroup,
         report=None if call.report is None else write_report(call.report),
+        placement_delay_ms=call.placement_delay_ms,
+        was_held=call.was_held,
     )
 
 
@@ -233,6 +254,13 @@ def write_session(session: model.Session, usage: model.Usage) -> pb.Session:
         labels=dict(session.labels),
         container_id=session.container_id,
         ends_with_agent=session.ends_with_agent,
+        transparent=pb.TransparentRule(
+            scope=TRANSPARENT_SCOPES.number(session.transparent.scope),
+            include=session.transparent.include,
+            exclude=session.transparent.exclude,
+        ),
+        transparent_placed=session.transparent_placed,
+        transparent_missed=session.transparent_missed,
     )
 
 

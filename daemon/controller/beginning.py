@@ -36,15 +36,31 @@ class Beginnings(Endings):
     def _say_started(self, call: ToolCall) -> None:
         command = " ".join(call.intent.command) or f"process {call.pid}"
         words = f"Started {command[:120]!r}."
+        if call.placement_delay_ms is not None:
+            words += (
+                f" It came without agentcg run and was placed {call.placement_delay_ms} ms after its exec."
+            )
         self._decided(Action.BEGUN, call.session, words, call=call, actor=Actor.AGENT, pid=call.pid)
         self._say(FeedbackKind.STARTED, call.session, words, call=call, level=Level.AMPLE)
 
     def _follow(self, call: ToolCall, process: Process) -> None:
+        """The call goes on as long as a process that is followed; one forked later than the main process becomes it.
+
+        So the status of a shell's job is that of its last process, as in the shell. Takes over the pidfd.
+        """
+        life = self._lives.setdefault(call.id, Life())
+        life.followed += 1
+        if process.pid > call.pid:
+            call.pid = process.pid
+            life.status_known.clear()
+
         def on_exit() -> None:
-            self._main_ended(call)
+            life.followed -= 1
+            if not life.followed:
+                self._main_ended(call)
 
         def on_status(status: ExitStatus) -> None:
-            self._status_known(call, status)
+            if call.pid == process.pid:
+                self._status_known(call, status)
 
-        self._lives.setdefault(call.id, Life())
         self._host.watch_process(process, on_exit, on_status)

@@ -46,6 +46,8 @@ class Life:
 
     status_known: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    # Processes that it lives as long as: the main process, or all of a shell's job.
+    followed: int = 0
 
 
 @dataclass(slots=True)

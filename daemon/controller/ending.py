@@ -186,6 +186,8 @@ class Endings(Core):
                 duration_ms=duration_ms,
                 leftover_processes=call.leftover_processes,
                 victim=victim,
+                placement_delay_ms=call.placement_delay_ms,
+                was_held=call.was_held,
                 kill_note=call.kill_note,
                 memory_grantable_bytes=admission.memory_available_bytes(
                     self._session_view(session), self._host_view()

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Final
 
-from agentcgroup.daemon.controller.calls import Calls
+from agentcgroup.daemon.controller.transparent import TransparentDoor
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import (
     Action,
@@ -19,6 +19,7 @@ from agentcgroup.daemon.model import (
     ProcessRef,
     Session,
     SessionState,
+    TransparentRule,
     Usage,
 )
 from agentcgroup.daemon.policy import resize
@@ -28,7 +29,7 @@ from agentcgroup.daemon.policy.bounds import check_name
 PRIORITY_WEIGHT: Final = {Priority.LOW: 25, Priority.NORMAL: 100, Priority.HIGH: 400}
 
 
-class Sessions(Calls):
+class Sessions(TransparentDoor):
     # ---- asking
 
     def sessions(self) -> list[Session]:
@@ -52,11 +53,14 @@ class Sessions(Calls):
         owner_gid: int = 0,
         labels: Labels = (),
         ends_with_agent: bool = False,
+        transparent: TransparentRule | None = None,
     ) -> Session:
+        """`transparent` None: the configured default."""
+        rule = self._rule_for(transparent)
         session = self._new_session(name, request, priority, owner_uid, owner_gid, labels)
         session.ends_with_agent = ends_with_agent
         session.cgroup = self._host.open_session(session)
-        return await self._admit_session(session)
+        return await self._admit_session(session, rule)
 
     async def adopt_session(
         self,
@@ -69,12 +73,14 @@ class Sessions(Calls):
         owner_uid: int = 0,
         owner_gid: int = 0,
         labels: Labels = (),
+        transparent: TransparentRule | None = None,
     ) -> Session:
         """A session on a running container's own cgroup, given relative to the cgroup2 mount."""
+        rule = self._rule_for(transparent)
         session = self._new_session(name, request, priority, owner_uid, owner_gid, labels)
         session.container_id = container_id
         session.cgroup = self._host.adopt_session(session, cgroup_path)
-        return await self._admit_session(session)
+        return await self._admit_session(session, rule)
 
     def _new_session(
         self,
@@ -141,10 +147,11 @@ class Sessions(Calls):
             calls_max=defaults.calls_max,
         )
 
-    async def _admit_session(self, session: Session) -> Session:
+    async def _admit_session(self, session: Session, rule: TransparentRule) -> Session:
         """The cgroup stands; opens the sockets and lets the session in, or takes everything back."""
         self._opening.add(session.name)
         try:
+            self._set_rule(session, rule)
             if self._doors is not None:
                 await self._doors.open(session)
         except BaseException:
@@ -193,8 +200,16 @@ class Sessions(Calls):
 
     # ---- changing
 
-    def update_session(self, name: str, request: BudgetRequest, priority: Priority | None) -> Session:
+    def update_session(
+        self,
+        name: str,
+        request: BudgetRequest,
+        priority: Priority | None,
+        transparent: TransparentRule | None = None,
+    ) -> Session:
+        """What is None stays as it is."""
         session = self._open_session(name)
+        rule = None if transparent is None else self._rule_for(transparent)
         self.withdraw_standing()
         host = self._host_view()
         old = session.budget
@@ -228,6 +243,9 @@ class Sessions(Calls):
             )
         session.budget = budget
         session.priority = priority or session.priority
+        if rule is not None and rule != session.transparent:
+            self._set_rule(session, rule)
+            words += f" Its transparent door: {rule}."
         self._say(FeedbackKind.SESSION, name, words)
         return session
 
@@ -286,6 +304,7 @@ class Sessions(Calls):
         if self._doors is not None:
             await self._doors.close(session.name)
         await self._host.close_session(session.name)
+        self._jobs.pop(session.name, None)
         self._ledger.remove_session(session)
         self.counters.session_closed()
 

@@ -21,9 +21,10 @@ from typing import Any, Final
 from agentcgroup.cgroups.errors import ProcessGone
 from agentcgroup.cgroups.membership import cgroup_of
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import BudgetRequest, Labels, Priority
+from agentcgroup.daemon.model import BudgetRequest, Labels, Priority, TransparentRule
 from agentcgroup.daemon.policy import bounds
 from agentcgroup.proto.quantity import BadQuantity, parse_cpu, parse_size
+from agentcgroup.proto.transparent import BadRule, parse_rule
 
 __all__ = ["LABEL", "MOUNT_POINT", "ContainerSession", "container_cgroup", "read_container"]
 
@@ -52,7 +53,8 @@ _BUDGET_LABELS: Final[dict[str, tuple[str, Callable[[str], int]]]] = {
     "agentcgroup.calls": ("calls_max", _count),
 }
 _PRIORITY_LABEL: Final = "agentcgroup.priority"
-_KNOWN_LABELS: Final = frozenset({LABEL, _PRIORITY_LABEL, *_BUDGET_LABELS})
+_TRANSPARENT_LABEL: Final = "agentcgroup.transparent"
+_KNOWN_LABELS: Final = frozenset({LABEL, _PRIORITY_LABEL, _TRANSPARENT_LABEL, *_BUDGET_LABELS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class ContainerSession:
     priority: Priority | None
     labels: Labels
     mount_source: Path | None
+    transparent: TransparentRule | None = None
 
 
 def read_container(attributes: Mapping[str, Any]) -> ContainerSession:
@@ -92,6 +95,7 @@ def read_container(attributes: Mapping[str, Any]) -> ContainerSession:
         priority=_priority(labels),
         labels=tuple((key, value) for key, value in marks if value),
         mount_source=_mount_source(attributes),
+        transparent=_transparent(labels),
     )
 
 
@@ -160,6 +164,18 @@ def _priority(labels: Mapping[str, str]) -> Priority | None:
             f"use one of {choices}",
             _PRIORITY_LABEL,
         ) from None
+
+
+def _transparent(labels: Mapping[str, str]) -> TransparentRule | None:
+    text = labels.get(_TRANSPARENT_LABEL)
+    if text is None:
+        return None
+    try:
+        return parse_rule(text)
+    except BadRule as error:
+        raise RequestError(
+            Kind.INVALID, f"label {_TRANSPARENT_LABEL}: {error}", "", _TRANSPARENT_LABEL
+        ) from error
 
 
 def _mount_source(attributes: Mapping[str, Any]) -> Path | None:

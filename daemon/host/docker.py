@@ -26,7 +26,7 @@ from agentcgroup.daemon.host.containers import (
     container_cgroup,
     read_container,
 )
-from agentcgroup.daemon.model import BudgetRequest, Labels, Priority, Session
+from agentcgroup.daemon.model import BudgetRequest, Labels, Priority, Session, TransparentRule
 
 __all__ = ["ContainerSessions", "DockerFollower", "is_asleep"]
 
@@ -61,6 +61,7 @@ class ContainerSessions(Protocol):
         owner_uid: int = 0,
         owner_gid: int = 0,
         labels: Labels = (),
+        transparent: TransparentRule | None = None,
     ) -> Session:
         """A session on a running container's own cgroup."""
 
@@ -223,6 +224,7 @@ class DockerFollower:
                     container_id=container.container_id,
                     priority=container.priority,
                     labels=container.labels,
+                    transparent=container.transparent,
                 )
             except RequestError as error:
                 tries -= 1

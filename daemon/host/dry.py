@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 
+from agentcgroup.daemon.host.door import NoDoor
 from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
@@ -33,6 +34,10 @@ class DryRunHost:
     @property
     def not_enforced(self) -> tuple[str, ...]:
         return ("everything: this daemon runs with --dry-run", *self._real.not_enforced)
+
+    @property
+    def door(self) -> NoDoor:
+        return NoDoor("this daemon runs with --dry-run")
 
     @property
     def cgroup_root(self) -> str:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from agentcgroup.bpf.abi import EventKind
+from agentcgroup.bpf.abi import DoorSource, EventKind, ExecFlag
 from agentcgroup.bpf.libbpf import BpfError
 from agentcgroup.bpf.lifecycle import LOSSES as LIFECYCLE_LOSSES, Books, Lifecycle
 from agentcgroup.bpf.records import Arrival, Exec, Exit, Fork, OomVictim as OomRecord, Record, Throttle
+from agentcgroup.bpf.shared_maps import SharedMaps
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.host import memory
@@ -42,11 +43,12 @@ _ACCOUNTS_SPARE: Final = 64
 
 
 def open_kernel_events(
-    config: Config, capabilities: tuple[Capability, ...], root: Cgroup
+    config: Config, capabilities: tuple[Capability, ...], root: Cgroup, shared: SharedMaps | None = None
 ) -> "KernelEvents | None":
     """The programs, attached; None where they are switched off or the kernel will not have them.
 
-    Raises HostUnfit where `bpf.enabled` is "on" and they cannot be attached.
+    `shared`: the map of holds, which the scheduler has too. Raises HostUnfit where `bpf.enabled` is "on" and they cannot
+    be attached.
     """
     if config.bpf.enabled == "off" or config.daemon.dry_run:
         return None
@@ -54,7 +56,7 @@ def open_kernel_events(
     reason = "; ".join(f"{one.name}: {one.detail}" for one in missing)
     if not missing:
         try:
-            return KernelEvents(config, root)
+            return KernelEvents(config, root, shared)
         except OSError as error:
             reason = str(error)
     if config.bpf.enabled == "on":
@@ -69,10 +71,11 @@ def open_kernel_events(
 class KernelEvents:
     """Lives on the event loop. Books are kept by cgroup id, so a cgroup's name means nothing here."""
 
-    def __init__(self, config: Config, root: Cgroup) -> None:
+    def __init__(self, config: Config, root: Cgroup, shared: SharedMaps | None = None) -> None:
         """Raises BpfError when the kernel will not have the programs, OSError when they are not installed."""
         self._on_exit: Callable[[int, ExitStatus], None] | None = None
         accounts_max = config.host.calls_max + config.host.sessions_max + _ACCOUNTS_SPARE
+        self._on_knock: Callable[[Exec], None] | None = None
         self._lifecycle = Lifecycle(
             self._on_record,
             accounts_max=accounts_max,
@@ -80,6 +83,8 @@ class KernelEvents:
             kinds=_KINDS,
             # The daemon waits for main processes only, and these all come into their call from outside.
             with_children=False,
+            daemon_pid=os.getpid(),
+            shared=shared,
         )
         self._memory = memory.open_memory_watch(accounts_max)
         self.open_books(root)
@@ -97,6 +102,10 @@ class KernelEvents:
     def listen(self, on_exit: Callable[[int, ExitStatus], None]) -> None:
         """`on_exit` is called, from `drain` and from the loop, with each process that ended."""
         self._on_exit = on_exit
+
+    def listen_at_door(self, on_exec: Callable[[Exec], None]) -> None:
+        """`on_exec` is called from the loop, and not from `drain`, with each exec at a door."""
+        self._on_knock = on_exec
 
     def drain(self) -> None:
         """Handles what is waiting. An end is in the ring before its pidfd becomes readable."""
@@ -161,6 +170,19 @@ class KernelEvents:
             count=books.oom_victims,
         )
 
+    # ---- doors
+
+    def set_door(self, account_id: int, sources: DoorSource, hold_ns: int) -> None:
+        """See Lifecycle.set_door. Raises BpfError."""
+        self._lifecycle.set_door(account_id, sources, hold_ns)
+
+    def remove_door(self, account_id: int) -> None:
+        self._lifecycle.remove_door(account_id)
+
+    def let_be(self, pidfd: int) -> None:
+        """No door is told of this process and of what it forks. Raises BpfError."""
+        self._lifecycle.let_be(pidfd)
+
     # ---- records
 
     def _on_readable(self) -> None:
@@ -180,6 +202,9 @@ class KernelEvents:
                     record.trigger_command,
                     record.trigger_pid,
                 )
+            case Exec() if ExecFlag.AT_DOOR in record.flags and self._on_knock is not None:
+                # Not from here: who drains is in the middle of what ended processes are to be told.
+                self._loop.call_soon(self._on_knock, record)
             case Fork() | Exec() | Arrival() | Throttle():
                 # Not asked for; see _KINDS.
                 pass

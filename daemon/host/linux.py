@@ -19,6 +19,7 @@ from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host import kernel_events, processes
+from agentcgroup.daemon.host.door import door_for
 from agentcgroup.daemon.host.exits import ExitSource, ExitWatch
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, is_populated, not_enforced, usage_of
 from agentcgroup.daemon.host.pidfd import cgroup_id
@@ -92,6 +93,7 @@ class LinuxHost:
         self._kernel_events = events
         self._keeper = keeper or SchedulerKeeper(None)
         self._class_of_calls = config.call.cpu_class
+        self.door = door_for(config, capabilities, events, self._keeper, self._sessions, self._calls)
         if events is not None and events.sees_our_pids:
             self._exits.use_records(events.drain)
             events.listen(self._exits.tell)
@@ -106,6 +108,7 @@ class LinuxHost:
 
     def listen(self, listener: HostListener) -> None:
         self._listener = listener
+        self.door.listen(listener.knocked)
 
     def close(self) -> None:
         """Lets go of descriptors; cgroups and limits stay."""
@@ -207,6 +210,7 @@ class LinuxHost:
             log.warning(
                 "session %s: %s cannot be removed: processes in it do not die", session, group.cgroup.path
             )
+        self.door.forget(group.cgroup.id)
         if self._kernel_events is not None:
             self._kernel_events.close_books(group.cgroup.id)
         group.close()

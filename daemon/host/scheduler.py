@@ -7,6 +7,7 @@ kernels. Whatever happens here, cpu.weight and cpu.max go on being enforced: wit
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -60,6 +61,7 @@ class Scheduler(Protocol):
 
     def attach_scheduler(self, mode: SchedulerMode) -> None: ...
     def set_class(self, cgroup_id: int, latency: LatencyClass) -> None: ...
+    def hold(self, pidfd: int, until_ns: int) -> None: ...
     def end(self) -> SchedulerEnd | None: ...
     def close(self) -> None: ...
 
@@ -83,7 +85,7 @@ class SchedulerKeeper:
         """`on_change` hears every change of the status; it must not raise."""
         self._mode = mode
         self._load = load
-        self._on_change = on_change
+        self._listeners = [on_change]
         self._scheduler: Scheduler | None = None
         self._status = SchedulerStatus(
             SchedulerState.OFF, mode, "off in the configuration" if mode is None else "", 0
@@ -118,6 +120,21 @@ class SchedulerKeeper:
         if self._status.state is not SchedulerState.OFF:
             self._say(SchedulerState.OFF, "the daemon is stopping")
 
+    def listen(self, on_change: Callable[[], None]) -> None:
+        """`on_change`, too, hears every change of the status; it must not raise."""
+        self._listeners.append(lambda status: on_change())
+
+    def release(self, pid: int) -> None:
+        """The process is not held any more. One that is not held, or has ended, is no error."""
+        if self._scheduler is None:
+            return
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                self._scheduler.hold(pidfd, 0)
+            finally:
+                os.close(pidfd)
+
     def declare_agent(self, cgroup_id: int) -> None:
         """This cgroup is an agent runtime."""
         self.set_class(cgroup_id, LatencyClass.AGENT)
@@ -146,7 +163,8 @@ class SchedulerKeeper:
     def _say(self, state: SchedulerState, reason: str, ejections: int | None = None) -> None:
         count = self._status.ejections if ejections is None else ejections
         self._status = SchedulerStatus(state, self._mode, reason, count)
-        self._on_change(self._status)
+        for listener in self._listeners:
+            listener(self._status)
 
     def _attach(self, mode: SchedulerMode) -> None:
         try:

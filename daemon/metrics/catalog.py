@@ -259,6 +259,12 @@ KILLS: Final = counter(
 LEFTOVER_PROCESSES: Final = counter(
     Group.CALLS, "leftover_processes", "", "Processes that ended calls had left behind, killed."
 )
+TRANSPARENT_MISSED: Final = counter(
+    Group.CALLS,
+    "transparent_missed",
+    "",
+    "Commands at a transparent door that had ended before they could become calls.",
+)
 CALL_DURATION: Final = histogram(
     Group.CALLS,
     "call_duration_seconds",

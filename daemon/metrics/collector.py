@@ -293,6 +293,7 @@ def _calls(counters: Counters) -> Iterator[Metric]:
     )
     yield _family(catalog.KILLS, [((reason,), counters.kills[reason]) for reason in KillReason])
     yield _one(catalog.LEFTOVER_PROCESSES, counters.leftover_processes)
+    yield _one(catalog.TRANSPARENT_MISSED, counters.transparent_missed)
     yield _histograms(
         catalog.CALL_DURATION, {(_declared(key),): value for key, value in counters.call_duration_s.items()}
     )

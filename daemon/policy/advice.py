@@ -25,6 +25,9 @@ class EndedCall:
     memory_grantable_bytes: int
     session_memory_bytes: int
     victim: OomVictim | None = None
+    # Of a call that came through the transparent door.
+    placement_delay_ms: int | None = None
+    was_held: bool = False
 
 
 def _victim(call: EndedCall) -> str:
@@ -43,6 +46,14 @@ def _victim(call: EndedCall) -> str:
         else f"when {victim.trigger_command} (pid {victim.trigger_pid}) asked for more"
     )
     return f" The victim was {victim.command} (pid {victim.pid}{held}), {asked}{also}."
+
+
+def _placement(call: EndedCall) -> str:
+    """How late a call that had not asked was placed."""
+    if call.placement_delay_ms is None:
+        return ""
+    meanwhile = "held meanwhile" if call.was_held else "and ran until then on the agent's account"
+    return f" It was placed {call.placement_delay_ms} ms after its exec, {meanwhile}."
 
 
 def _peak(call: EndedCall) -> str:
@@ -153,7 +164,7 @@ def _advice(call: EndedCall) -> str:
 
 def word(call: EndedCall) -> tuple[str, str]:
     """Message and advice for the end of a call; the advice is empty when there is nothing to do."""
-    message, advice = _message(call), _advice(call)
+    message, advice = _message(call) + _placement(call), _advice(call)
     if call.leftover_processes:
         plural = "es" if call.leftover_processes != 1 else ""
         message += f" {call.leftover_processes} process{plural} it left behind {'were' if plural else 'was'} killed."

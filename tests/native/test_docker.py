@@ -30,7 +30,7 @@ from agentcgroup.cgroups.membership import find_mount
 from agentcgroup.daemon.config import Config, DaemonConfig, DockerConfig
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host.docker import DockerFollower, is_asleep
-from agentcgroup.daemon.model import Budget, BudgetRequest, Labels, Priority, Session
+from agentcgroup.daemon.model import Budget, BudgetRequest, Labels, Priority, Session, TransparentRule
 
 BUDGET = Budget(1 << 30, 1 << 28, 0, None, 100, 100, 8)
 
@@ -139,6 +139,7 @@ class Sessions:
         owner_uid: int = 0,
         owner_gid: int = 0,
         labels: Labels = (),
+        transparent: TransparentRule | None = None,
     ) -> Session:
         async with self.changed:
             if name in self.taken:

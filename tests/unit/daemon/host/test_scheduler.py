@@ -31,6 +31,10 @@ class Loaded:
         self.classes: dict[int, LatencyClass] = {}
         self.ended: SchedulerEnd | None = None
         self.is_closed = False
+        self.holds: list[int] = []
+
+    def hold(self, pidfd: int, until_ns: int) -> None:
+        self.holds.append(until_ns)
 
     def attach_scheduler(self, mode: SchedulerMode) -> None:
         self.mode = mode
