@@ -31,6 +31,7 @@ _WIRE: Final[dict[type[StrEnum], tuple[Any, str]]] = {
     values.TransparentScope: (pb.TransparentScope, "TRANSPARENT_SCOPE_"),
     values.Verdict: (pb.Verdict, "VERDICT_"),
     values.Level: (pb.Level, "LEVEL_"),
+    values.Rung: (pb.Rung, "RUNG_"),
     values.FeedbackKind: (pb.FeedbackKind, "FEEDBACK_KIND_"),
 }
 _MEMBERS: Final[dict[tuple[type[StrEnum], int], StrEnum]] = {}
@@ -267,6 +268,19 @@ def feedback(message: pb.Feedback) -> values.Feedback:
         answer=answer(message.answer) if message.HasField("answer") else None,
         report=report(message.report) if message.HasField("report") else None,
         lost=message.lost,
+        limits=limits(message.limits) if message.HasField("limits") else None,
+        usage=usage(message.usage) if message.HasField("usage") else None,
+        time_to_limit_ms=message.time_to_limit_ms if message.HasField("time_to_limit_ms") else None,
+        ladder=_ladder(message.ladder) if message.HasField("ladder") else None,
+    )
+
+
+def _ladder(message: pb.Ladder) -> values.Ladder:
+    return values.Ladder(
+        rung=_member(values.Rung, message.rung),
+        event_id=message.event_id,
+        deadline_at=_at(message, "deadline_at"),
+        memory_to_ask_bytes=message.memory_to_ask_bytes if message.HasField("memory_to_ask_bytes") else None,
     )
 
 

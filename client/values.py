@@ -17,6 +17,7 @@ from agentcgroup.proto.words import (
     OnExceed as OnExceed,
     Priority as Priority,
     Reason as Reason,
+    Rung as Rung,
     SessionState as SessionState,
     TransparentScope as TransparentScope,
     Verdict as Verdict,
@@ -227,6 +228,16 @@ class SessionLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Ladder:
+    """What is being done about the memory a call wants, and what to ask for so that it is granted (None: no more)."""
+
+    rung: Rung | None
+    event_id: str = ""
+    deadline_at: datetime | None = None
+    memory_to_ask_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Feedback:
     """One message on the stream. `sequence` rises by one in a session; `lost` counts what this subscriber missed."""
 
@@ -241,6 +252,10 @@ class Feedback:
     answer: Answer | None = None
     report: Report | None = None
     lost: int = 0
+    limits: Limits | None = None
+    usage: Usage | None = None
+    time_to_limit_ms: int | None = None
+    ladder: Ladder | None = None
 
 
 @dataclass(frozen=True, slots=True)

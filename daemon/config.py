@@ -104,6 +104,8 @@ class CallConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deadline: DurationMs = 0
     on_exceed: OnExceed = OnExceed.STOP
     throttle_limit: DurationMs = 30_000
+    # Longest time a call that is to be extended stands still for want of room before it is stopped.
+    freeze_limit: DurationMs = 60_000
     # Tell tools in their environment how many CPUs and how much memory they have ("truth"), or do not ("plain").
     environment: str = "truth"
     # How long a grant is held before the call begins.
@@ -208,6 +210,8 @@ def _check_values(config: Config, source: str) -> None:
         (session.pids_max > 0, "session.pids_max is at least 1"),
         (session.calls_max > 0, "session.calls_max is at least 1"),
         (config.call.pids_max > 0, "call.pids_max is at least 1"),
+        (config.call.throttle_limit >= 100, "call.throttle_limit is at least 100ms"),
+        (config.call.freeze_limit >= 100, "call.freeze_limit is at least 100ms"),
         (config.call.memory > 0, "call.memory is more than 0"),
         (config.call.environment in ("truth", "plain"), "call.environment is 'truth' or 'plain'"),
         (config.call.grant_lifetime >= 1000, "call.grant_lifetime is at least 1s"),

@@ -20,6 +20,7 @@ from agentcgroup.proto.words import (
     OnExceed as OnExceed,
     Priority as Priority,
     Reason as Reason,
+    Rung as Rung,
     SessionState as SessionState,
     TransparentScope as TransparentScope,
     Verdict as Verdict,
@@ -246,6 +247,26 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class CallMemory:
+    """The memory of a call, read cheaply. None: this kernel does not say."""
+
+    current_bytes: int | None = None
+    # What reclaim cannot take: anonymous memory, shared memory, the kernel's own; swap is not in it.
+    held_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Where a call stands on its ladder. `deadline_at_ns`: when it is frozen or killed unless something changes."""
+
+    rung: Rung
+    event_id: str = ""
+    deadline_at_ns: int | None = None
+    # What to ask for so that it is granted; None: no more can be had.
+    memory_to_ask_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Feedback:
     """One message on the stream. `sequence` rises by one per session; `lost` is the subscriber's own."""
 
@@ -260,6 +281,11 @@ class Feedback:
     answer: Answer | None = None
     report: Report | None = None
     lost: int = 0
+    # What a message about a call's memory carries besides words; see Feedback in types.proto.
+    limits: CallLimits | None = None
+    usage: Usage | None = None
+    time_to_limit_ms: int | None = None
+    ladder: Ladder | None = None
 
 
 def event_id(number: int) -> str:

@@ -10,6 +10,7 @@ from typing import Protocol
 from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
+    CallMemory,
     Capability,
     Event,
     ExitStatus,
@@ -60,7 +61,7 @@ class HostListener(Protocol):
         """The cgroup of `session` has been removed by somebody else: its container has ended."""
 
     def memory_throttled(self, call_id: str) -> None:
-        """The call has been throttled at memory.high (again)."""
+        """A call that is listened to (`Host.watch_memory`) has reached memory.high or memory.max (again)."""
 
     def knocked(self, knock: Knock) -> None:
         """A process at the session's transparent door, which is held until `release` where the host can."""
@@ -146,6 +147,15 @@ class Host(Protocol):
 
     def freeze_call(self, call_id: str, frozen: bool) -> None: ...
     def call_usage(self, call_id: str) -> Usage: ...
+    def call_memory(self, call_id: str) -> CallMemory:
+        """Its memory alone, which is read more often than everything."""
+
+    def limit_softly(self, call_id: str, high_bytes: int | None) -> None:
+        """Sets memory.high, of what has a memory controller; None: no soft limit. Never reclaims itself."""
+
+    def watch_memory(self, call_id: str, watched: bool) -> None:
+        """Whether `memory_throttled` is told of this call; what happened while it was not is not told."""
+
     def oom_counters(self, call_id: str) -> OomCounters: ...
     def kill_call(self, call_id: str) -> int:
         """SIGKILL to every process in the call; how many there were."""

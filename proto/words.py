@@ -150,6 +150,16 @@ class TransparentScope(StrEnum):
     ALL = "all"
 
 
+class Rung(StrEnum):
+    """Where a call stands on its ladder: what is being done about the memory it wants; docs/ladder.md."""
+
+    CALM = "calm"
+    WARNED = "warned"  # it has been told that its limit is near, and runs freely up to it
+    THROTTLED = "throttled"  # over what it declared: the kernel slows it down
+    CLAMPED = "clamped"  # the same, because there is no room to extend it
+    FROZEN = "frozen"  # stands still until there is room
+
+
 class FeedbackKind(StrEnum):
     """What a message on the stream is about."""
 
@@ -163,3 +173,5 @@ class FeedbackKind(StrEnum):
     THAWED = "thawed"
     ENDED = "ended"
     SESSION = "session"
+    THROTTLED = "throttled"
+    RELEASED = "released"

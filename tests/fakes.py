@@ -16,6 +16,7 @@ from agentcgroup.daemon.host import processes
 from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
+    CallMemory,
     Capability,
     Event,
     ExitStatus,
@@ -119,6 +120,9 @@ class FakeCall:
     frozen: bool = False
     usage: Usage = Usage()
     oom: OomCounters = OomCounters(0, 0, 0)
+    memory: CallMemory = CallMemory()
+    high_bytes: int | None = None
+    is_watched: bool = False
 
 
 class FakeDoor:
@@ -234,11 +238,13 @@ class FakeHost:
     def create_call(self, call: ToolCall) -> str:
         self._do("create_call")
         assert not call.parent_id or call.parent_id in self.calls, "the parent has no cgroup"
-        self.calls[call.id] = FakeCall(call, call.limits)
+        self.calls[call.id] = FakeCall(call, call.limits, high_bytes=call.limits.memory_high_bytes)
         return f"{self.cgroup_root}/{call.session}/calls/{call.id}"
 
     def apply_limits(self, call: ToolCall, limits: CallLimits) -> None:
         self._do("apply_limits")
+        if limits.memory_high_bytes != self.calls[call.id].limits.memory_high_bytes:
+            self.calls[call.id].high_bytes = limits.memory_high_bytes
         self.calls[call.id].limits = limits
 
     def place(self, call_id: str, pid: int) -> None:
@@ -260,6 +266,26 @@ class FakeHost:
     def call_usage(self, call_id: str) -> Usage:
         call = self.calls.get(call_id)
         return call.usage if call else Usage()
+
+    def call_memory(self, call_id: str) -> CallMemory:
+        call = self.calls.get(call_id)
+        return call.memory if call else CallMemory()
+
+    def limit_softly(self, call_id: str, high_bytes: int | None) -> None:
+        self._do("limit_softly")
+        self.calls[call_id].high_bytes = high_bytes
+
+    def watch_memory(self, call_id: str, watched: bool) -> None:
+        if call_id in self.calls:
+            self.calls[call_id].is_watched = watched
+
+    def use_memory(self, call_id: str, held_bytes: int) -> None:
+        """The call holds so much now; who listens is told when that is over its soft limit."""
+        call = self.calls[call_id]
+        call.memory = CallMemory(held_bytes, held_bytes)
+        is_over = call.high_bytes is not None and held_bytes > call.high_bytes
+        if call.is_watched and is_over and self.listener is not None:
+            self.listener.memory_throttled(call_id)
 
     def oom_counters(self, call_id: str) -> OomCounters:
         call = self.calls.get(call_id)

@@ -85,16 +85,25 @@ enabled = false
     def session_dir(self, name: str) -> Path:
         return self.run_dir / "sessions" / name
 
-    def launch(
+    def launch_command(
         self, session: str, *command: str, options: tuple[str, ...] = (), from_agent: bool = False
-    ) -> "subprocess.Popen[str]":
+    ) -> list[str]:
         """`agentcg run OPTIONS -- COMMAND` in `session`, from outside or from its agent leaf, as an agent does it."""
         launcher = [str(LAUNCHER), "run", "--session-dir", str(self.session_dir(session))]
         if from_agent:
             leaf = self.root / session / "agent" / "cgroup.procs"
             launcher = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(leaf), *launcher]
+        return [*launcher, *options, "--", *command]
+
+    def launch(
+        self, session: str, *command: str, options: tuple[str, ...] = (), from_agent: bool = False
+    ) -> "subprocess.Popen[str]":
+        """Starts a tool call with its output in pipes."""
         return subprocess.Popen(
-            [*launcher, *options, "--", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self.launch_command(session, *command, options=options, from_agent=from_agent),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def cgroups(self) -> list[str]:

@@ -62,4 +62,5 @@ TRANSPARENT_SCOPES: Final = Table(model.TransparentScope, types_pb2.TransparentS
 SESSION_STATES: Final = Table(model.SessionState, types_pb2.SessionState, "SESSION_STATE")
 VERDICTS: Final = Table(model.Verdict, types_pb2.Verdict, "VERDICT")
 LEVELS: Final = Table(model.Level, types_pb2.Level, "LEVEL")
+RUNGS: Final = Table(model.Rung, types_pb2.Rung, "RUNG")
 FEEDBACK_KINDS: Final = Table(model.FeedbackKind, types_pb2.FeedbackKind, "FEEDBACK_KIND")

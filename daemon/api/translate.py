@@ -20,6 +20,7 @@ from agentcgroup.daemon.api.enums import (
     ON_EXCEED,
     PRIORITIES,
     REASONS,
+    RUNGS,
     SESSION_STATES,
     TRANSPARENT_SCOPES,
     VERDICTS,
@@ -277,6 +278,19 @@ def write_feedback(feedback: model.Feedback) -> pb.Feedback:
         answer=None if feedback.answer is None else write_answer(feedback.answer),
         report=None if feedback.report is None else write_report(feedback.report),
         lost=feedback.lost,
+        limits=write_limits(feedback.limits),
+        usage=None if feedback.usage is None else write_usage(feedback.usage),
+        time_to_limit_ms=feedback.time_to_limit_ms,
+        ladder=None if feedback.ladder is None else write_ladder(feedback.ladder),
+    )
+
+
+def write_ladder(ladder: model.Ladder) -> pb.Ladder:
+    return pb.Ladder(
+        rung=RUNGS.number(ladder.rung),
+        event_id=ladder.event_id,
+        deadline_at=timestamp(ladder.deadline_at_ns),
+        memory_to_ask_bytes=ladder.memory_to_ask_bytes,
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from agentcgroup.daemon.controller.core import DEADLINE_TIMER, Life
-from agentcgroup.daemon.controller.ending import Endings
+from agentcgroup.daemon.controller.ladder import Ladders
 from agentcgroup.daemon.model import (
     Action,
     Actor,
@@ -17,7 +17,7 @@ from agentcgroup.daemon.model import (
 from agentcgroup.daemon.ports import Process
 
 
-class Beginnings(Endings):
+class Beginnings(Ladders):
     def _run(self, call: ToolCall, process: Process, started_at_ns: int) -> None:
         """The process is in the call's cgroup. Takes over its pidfd."""
         call.pid, call.started_at_ns, call.state = process.pid, started_at_ns, CallState.RUNNING
@@ -42,6 +42,7 @@ class Beginnings(Endings):
             )
         self._decided(Action.BEGUN, call.session, words, call=call, actor=Actor.AGENT, pid=call.pid)
         self._say(FeedbackKind.STARTED, call.session, words, call=call, level=Level.AMPLE)
+        self._begin_ladder(call)
 
     def _follow(self, call: ToolCall, process: Process) -> None:
         """The call goes on as long as a process that is followed; one forked later than the main process becomes it.

@@ -3,21 +3,18 @@
 import dataclasses
 from collections.abc import Sequence
 
-from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THROTTLE_TIMER
+from agentcgroup.daemon.controller.core import GRANT_TIMER
 from agentcgroup.daemon.controller.standing import Standing
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import (
     Action,
     Actor,
     Answer,
-    CallLimits,
     CallState,
     Decision,
     FeedbackKind,
     FreezeCause,
     Intent,
-    KillReason,
-    Level,
     ProcessRef,
     Session,
     SessionState,
@@ -192,6 +189,9 @@ class Calls(Standing):
         check(intent)
         self.withdraw_standing()
         call = self._ledger.live_call(session, call_id)
+        intent = dataclasses.replace(
+            intent, on_exceed=call.intent.on_exceed, throttle_limit_ms=call.intent.throttle_limit_ms
+        )
         owner = self._ledger.session(call.session)
         parent = self._ledger.call(call.session, call.parent_id) if call.parent_id else None
         # What the call itself has reserved is free for it.
@@ -228,6 +228,7 @@ class Calls(Standing):
         )
         if ruling.limits is not None:
             self._relimit(call, ruling.limits)
+            self._look_soon(call)
         self._decided(
             Action.REFUSED if ruling.decision is Decision.REFUSED else Action.RELIMITED,
             call.session,
@@ -239,15 +240,6 @@ class Calls(Standing):
         kind = FeedbackKind.REFUSED if ruling.decision is Decision.REFUSED else FeedbackKind.ADJUSTED
         self._say(kind, call.session, ruling.message, call=call, advice=ruling.suggestion, answer=answer)
         return answer
-
-    def _relimit(self, call: ToolCall, limits: CallLimits) -> None:
-        if call.started_at_ns is not None:
-            self._host.apply_limits(call, limits)
-            if limits.deadline_ms != call.limits.deadline_ms and limits.deadline_ms is not None:
-                elapsed_ms = (self._clock.now_ns() - call.started_at_ns) / 1e6
-                left_ms = max(0.0, limits.deadline_ms - elapsed_ms)
-                self._arm(DEADLINE_TIMER, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
-        self._ledger.relimit(call, limits)
 
     def freeze_call(self, call_id: str, reason: str) -> ToolCall:
         """Stops every process of the call where it stands; its deadline goes on."""
@@ -273,59 +265,6 @@ class Calls(Standing):
 
     def events_lost(self) -> None:
         self.counters.lose_kernel_events()
-
-    def memory_throttled(self, call_id: str) -> None:
-        """First sight of memory.high: the clock of the throttle limit starts, and the agent is told."""
-        try:
-            call = self._ledger.live_call(None, call_id)
-        except RequestError:
-            return
-        limit_ms = call.limits.throttle_limit_ms
-        if limit_ms is None or (THROTTLE_TIMER, call.id) in self._timers:
-            return
-        self._arm(THROTTLE_TIMER, call.id, limit_ms, lambda: self._throttle_over(call))
-        words = (
-            f"The call is over what it declared ({call.limits.memory_bytes >> 20} MiB) and is being slowed down; "
-            f"it will be stopped in {limit_ms / 1000:g} s if it stays there."
-        )
-        self._decided(
-            Action.THROTTLED,
-            call.session,
-            words,
-            call=call,
-            actor=Actor.KERNEL,
-            deadline_at_ns=self._clock.now_ns() + limit_ms * 1_000_000,
-            memory_high_bytes=call.limits.memory_high_bytes,
-            throttle_limit_ms=limit_ms,
-        )
-        self._say(
-            FeedbackKind.WARNING,
-            call.session,
-            words,
-            call=call,
-            level=Level.CRITICAL,
-            advice=f"Release memory, or raise it: `agentcg call set {call.id} --memory {call.limits.memory_bytes >> 19}M`.",
-        )
-
-    def _throttle_over(self, call: ToolCall) -> None:
-        if not call.is_live:
-            return
-        current = self._host.call_usage(call.id).memory_current_bytes
-        high = call.limits.memory_high_bytes
-        # Below nine tenths of memory.high the kernel no longer throttles; the clock starts afresh at the
-        # next time.
-        if current is not None and high is not None and current < high * 9 // 10:
-            words = "Below its soft limit again when its time was over; it goes on."
-            self._decided(
-                Action.RELEASED,
-                call.session,
-                words,
-                call=call,
-                memory_current_bytes=current,
-                memory_high_bytes=high,
-            )
-            return
-        self._kill(call, KillReason.THROTTLE_LIMIT)
 
     # ---- for the session verbs
 

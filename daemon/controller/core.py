@@ -14,40 +14,55 @@ from agentcgroup.daemon.model import (
     Action,
     Actor,
     Answer,
+    CallLimits,
     CallState,
     Drain,
     Event,
     Feedback,
     FeedbackKind,
     FreezeCause,
+    Ladder,
     Level,
     Report,
     Session,
     ToolCall,
+    Usage,
     event_id,
 )
 from agentcgroup.daemon.policy.admission import CallDefaults, HostView, ParentView, Ruling, SessionView
 from agentcgroup.daemon.policy.grounds import NO_GROUNDS, Grounds
+from agentcgroup.daemon.policy.ladder import Stand
 from agentcgroup.daemon.ports import Clock, Doors, History, Host
 
 log = logging.getLogger("agentcgroup.controller")
 
-# Names of a call's timers: a grant that is not begun lapses; a deadline kills; so does throttling that lasts too long.
+# Names of a call's timers: a grant that is not begun lapses; a deadline kills; the ladder looks again.
 GRANT_TIMER: Final = "grant"
 DEADLINE_TIMER: Final = "deadline"
-THROTTLE_TIMER: Final = "throttle"
 # A standing grant that nobody takes lapses, too.
 STANDING_TIMER: Final = "standing"
+LADDER_TIMER: Final = "ladder"
+
+
+@dataclass(slots=True)
+class Climb:
+    """Where a call stands on its ladder, and how it is listened to; see controller/ladder.py."""
+
+    stand: Stand = field(default_factory=Stand)
+    high_bytes: int | None = None  # memory.high as it stands
+    listens_at_ms: int = 0
+    listens: bool = False
 
 
 @dataclass(slots=True)
 class Life:
-    """What a running call is waited for with; it goes when the call has ended."""
+    """What a running call is waited for with, and its ladder; it goes when the call has ended."""
 
     status_known: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     # Processes that it lives as long as: the main process, or all of a shell's job.
     followed: int = 0
+    climb: Climb = field(default_factory=Climb)
 
 
 @dataclass(slots=True)
@@ -139,6 +154,9 @@ class Core:
     def _call_gone(self, call: ToolCall) -> None:
         """What `call` had reserved is free again."""
 
+    def withdraw_standing(self, session: str | None = None) -> None:
+        """What nobody has asked for yet gives way, in `session` or everywhere."""
+
     def _catch_up(self, call_id: str) -> bool:
         """Whether a call that the ledger does not know is in it now, because news of it had not been heard yet."""
         return False
@@ -181,6 +199,10 @@ class Core:
         answer: Answer | None = None,
         report: Report | None = None,
         lineage: tuple[str, ...] = (),
+        limits: CallLimits | None = None,
+        usage: Usage | None = None,
+        time_to_limit_ms: int | None = None,
+        ladder: Ladder | None = None,
     ) -> None:
         """One line in the log and one message on the streams, with the same words."""
         call_id = call.id if call else answer.call_id if answer else ""
@@ -204,6 +226,10 @@ class Core:
                 advice=advice,
                 answer=answer,
                 report=report,
+                limits=limits,
+                usage=usage,
+                time_to_limit_ms=time_to_limit_ms,
+                ladder=ladder,
             ),
             lineage or (self._ledger.lineage(call) if call else (call_id,) if call_id else ()),
         )

@@ -4,15 +4,17 @@ import asyncio
 import logging
 from typing import Final
 
-from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, THROTTLE_TIMER, Core, Life
+from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, LADDER_TIMER, Core, Life
 from agentcgroup.daemon.model import (
     Action,
     Actor,
+    CallLimits,
     CallState,
     ExitStatus,
     FeedbackKind,
     HistoryEntry,
     KillReason,
+    Ladder,
     Level,
     OomCounters,
     OomVictim,
@@ -87,9 +89,18 @@ class Endings(Core):
 
     def _begin_end(self, call: ToolCall) -> None:
         call.state = CallState.ENDING
-        for timer in (DEADLINE_TIMER, THROTTLE_TIMER):
+        for timer in (DEADLINE_TIMER, LADDER_TIMER):
             self._disarm(timer, call.id)
         self._spawn(self._end(call))
+
+    def _relimit(self, call: ToolCall, limits: CallLimits) -> None:
+        if call.started_at_ns is not None:
+            self._host.apply_limits(call, limits)
+            if limits.deadline_ms != call.limits.deadline_ms and limits.deadline_ms is not None:
+                elapsed_ms = (self._clock.now_ns() - call.started_at_ns) / 1e6
+                left_ms = max(0.0, limits.deadline_ms - elapsed_ms)
+                self._arm(DEADLINE_TIMER, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
+        self._ledger.relimit(call, limits)
 
     # ---- the end itself
 
@@ -168,7 +179,19 @@ class Endings(Core):
             level=Level.AMPLE if verdict in _CALM else Level.TIGHT,
             advice=report.advice,
             report=report,
+            limits=call.limits,
+            ladder=self._last_rung(call, verdict),
         )
+
+    def _last_rung(self, call: ToolCall, verdict: Verdict) -> Ladder | None:
+        """What to declare next time, for a call that ended at a memory limit of its own."""
+        exceeded = advice.exceeded_bytes(verdict, call.limits)
+        if exceeded is None:
+            return None
+        session = self._ledger.session(call.session)
+        grantable = admission.memory_available_bytes(self._session_view(session), self._host_view())
+        rung = self._lives[call.id].climb.stand.rung
+        return Ladder(rung, memory_to_ask_bytes=advice.memory_to_ask_bytes(exceeded, grantable))
 
     def _worded(
         self, call: ToolCall, verdict: Verdict, usage: Usage, victim: OomVictim | None = None
@@ -188,6 +211,7 @@ class Endings(Core):
                 victim=victim,
                 placement_delay_ms=call.placement_delay_ms,
                 was_held=call.was_held,
+                command=call.intent.command,
                 kill_note=call.kill_note,
                 memory_grantable_bytes=admission.memory_available_bytes(
                     self._session_view(session), self._host_view()

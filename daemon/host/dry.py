@@ -7,6 +7,7 @@ from agentcgroup.daemon.host.door import NoDoor
 from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
+    CallMemory,
     Capability,
     ExitStatus,
     Growth,
@@ -97,6 +98,12 @@ class DryRunHost:
     def call_usage(self, call_id: str) -> Usage:
         return Usage()
 
+    def call_memory(self, call_id: str) -> CallMemory:
+        return CallMemory()
+
+    def watch_memory(self, call_id: str, watched: bool) -> None:
+        pass
+
     def oom_counters(self, call_id: str) -> OomCounters:
         return OomCounters()
 
@@ -131,6 +138,9 @@ class DryRunHost:
 
     def apply_limits(self, call: ToolCall, limits: CallLimits) -> None:
         self._would("change call %s to %s", call.id, limits)
+
+    def limit_softly(self, call_id: str, high_bytes: int | None) -> None:
+        self._would("set the soft limit of call %s to %s", call_id, high_bytes)
 
     def place(self, call_id: str, pid: int) -> None:
         self._would("move process %d into call %s", pid, call_id)

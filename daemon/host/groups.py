@@ -20,7 +20,7 @@ from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupExists, CgroupGone
 from agentcgroup.cgroups.subtree import evacuate
 from agentcgroup.cgroups.values import MAX, CpuMax, Limit
-from agentcgroup.daemon.model import Budget, CallLimits, OomCounters, Usage
+from agentcgroup.daemon.model import Budget, CallLimits, CallMemory, OomCounters, Usage
 
 AGENT: Final = "agent"
 CALLS: Final = "calls"
@@ -103,6 +103,20 @@ def usage_of(cgroup: Cgroup) -> Usage:
         return Usage()
 
 
+def memory_of(cgroup: Cgroup) -> CallMemory:
+    """What the cgroup has charged, and how much of that reclaim cannot take (memory.stat, cgroup-v2.rst)."""
+    try:
+        current, stat = cgroup.read(files.MEMORY_CURRENT), cgroup.read(files.MEMORY_STAT)
+    except CgroupGone:
+        return CallMemory()
+    if stat is None or stat.anon is None:
+        return CallMemory(current)
+    # `anon` has what is mapped of shared memory not in it; `kernel` has slabs of both kinds.
+    parts = (stat.anon, stat.shmem, stat.kernel, stat.sock)
+    held = sum(part for part in parts if part is not None) - (stat.slab_reclaimable or 0)
+    return CallMemory(current, min(held, current) if current is not None else held)
+
+
 def _total(counts: Iterable[int | None]) -> int:
     """The sum over all devices; a call that has touched none has read and written nothing."""
     return sum(count for count in counts if count is not None)
@@ -145,6 +159,9 @@ class CallGroup:
                 write(files.CPU_MAX, _cpu_max(limits.cpu_milli))
             if limits.cpu_weight != (old.cpu_weight if old else 100):
                 write(files.CPU_WEIGHT, limits.cpu_weight)
+
+    def limit_softly(self, high_bytes: int | None) -> None:
+        self.cgroup.write_if_present(files.MEMORY_HIGH, _limit(high_bytes), nonblocking=True)
 
     def place(self, pid: int) -> None:
         (self._leaf or self.cgroup).place(pid)

@@ -21,12 +21,20 @@ from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host import kernel_events, processes
 from agentcgroup.daemon.host.door import door_for
 from agentcgroup.daemon.host.exits import ExitSource, ExitWatch
-from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, is_populated, not_enforced, usage_of
+from agentcgroup.daemon.host.groups import (
+    CallGroup,
+    SessionGroup,
+    is_populated,
+    memory_of,
+    not_enforced,
+    usage_of,
+)
 from agentcgroup.daemon.host.pidfd import cgroup_id
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
 from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
+    CallMemory,
     Capability,
     ExitStatus,
     Growth,
@@ -230,29 +238,41 @@ class LinuxHost:
             self._call_session[call.id] = call.session
             self._homes[group.cgroup.id] = Location(call.session, call.id)
             group.apply(call.limits)
-            if call.limits.memory_high_bytes is not None:
-                self._watch_memory(call.id, group)
         return self._relative(group.cgroup)
 
-    def _watch_memory(self, call_id: str, group: CallGroup) -> None:
-        if group.cgroup.read(files.MEMORY_EVENTS) is None:
+    def watch_memory(self, call_id: str, watched: bool) -> None:
+        group = self._calls.get(call_id)
+        if group is None or "memory" not in self._controllers:
             return
-        seen = 0
+        if not watched:
+            self._unwatch_memory(call_id)
+            return
 
         def changed() -> None:
-            nonlocal seen
-            try:
-                events = group.cgroup.read(files.MEMORY_EVENTS)
-            except CgroupGone:
-                return
-            if events and events.high and events.high > seen:
-                seen = events.high
-                if self._listener is not None:
-                    self._listener.memory_throttled(call_id)
+            if self._listener is not None:
+                self._listener.memory_throttled(call_id)
 
-        watch_id = self._events.add(group.cgroup, files.MEMORY_EVENTS)
-        self._watched[watch_id] = changed
-        self._watch_of_call[call_id] = watch_id
+        with contextlib.suppress(CgroupGone):
+            watch_id = self._events.add(group.cgroup, files.MEMORY_EVENTS)
+            self._watched[watch_id] = changed
+            self._watch_of_call[call_id] = watch_id
+
+    def _unwatch_memory(self, call_id: str) -> None:
+        watch_id = self._watch_of_call.pop(call_id, None)
+        if watch_id is not None:
+            self._watched.pop(watch_id, None)
+            self._events.remove(watch_id)
+
+    def limit_softly(self, call_id: str, high_bytes: int | None) -> None:
+        if "memory" in self._controllers and call_id in self._calls:
+            with _kernel(f"changing the soft limit of call {call_id}"):
+                self._calls[call_id].limit_softly(high_bytes)
+
+    def call_memory(self, call_id: str) -> CallMemory:
+        group = self._calls.get(call_id)
+        return (
+            memory_of(group.cgroup) if group is not None and "memory" in self._controllers else CallMemory()
+        )
 
     def apply_limits(self, call: ToolCall, limits: CallLimits) -> None:
         with _kernel(f"changing the limits of call {call.id}"):
@@ -307,14 +327,11 @@ class LinuxHost:
     def remove_call(self, call_id: str) -> bool:
         group = self._calls.pop(call_id, None)
         self._call_session.pop(call_id, None)
-        watch_id = self._watch_of_call.pop(call_id, None)
+        self._unwatch_memory(call_id)
         if group is not None:
             self._keeper.forget(group.cgroup.id)
         if group is not None and self._kernel_events is not None:
             self._kernel_events.close_books(group.cgroup.id)
-        if watch_id is not None:
-            self._watched.pop(watch_id, None)
-            self._events.remove(watch_id)
         if group is None:
             return True
         self._homes.pop(group.cgroup.id, None)

@@ -251,26 +251,23 @@ def admit(
         pids = min([defaults.pids_max, *(bound for bound, _ in pids_levels if bound is not None)])
 
     on_exceed = intent.on_exceed or defaults.on_exceed
-    throttles = on_exceed is OnExceed.THROTTLE
+    # memory.high holds a call back at what it has reserved until it is released, extended or stopped; see policy/ladder.py.
+    brakes = on_exceed is not OnExceed.STOP
     limits = CallLimits(
         memory_bytes=need,
         memory_max_bytes=reach,
-        memory_high_bytes=need if throttles and need < reach else None,
+        memory_high_bytes=need if brakes and need < reach else None,
         swap_max_bytes=budget.swap_max_bytes,
         cpu_milli=cpu,
         cpu_weight=intent.cpu_weight or 100,
         pids_max=pids,
         deadline_ms=intent.deadline_ms or defaults.deadline_ms,
-        throttle_limit_ms=(intent.throttle_limit_ms or defaults.throttle_limit_ms) if throttles else None,
+        throttle_limit_ms=(intent.throttle_limit_ms or defaults.throttle_limit_ms) if brakes else None,
     )
     trims = tuple(trim for trim in (memory_trim, cpu_trim, pids_trim) if trim is not None)
-    notices: tuple[str, ...] = ()
-    if on_exceed is OnExceed.EXTEND:
-        notices = ("on-exceed extend: this daemon does not grow limits by itself yet; the call is stopped at its maximum "
-                   "(`agentcg call set` raises the limit of a running call).",)  # fmt: skip
     granted = f"{format_size(need)} reserved, stopped at {format_size(reach)}"
     if not trims:
-        return Ruling(Decision.GRANTED, f"Granted: {granted}.", limits, notices=notices)
+        return Ruling(Decision.GRANTED, f"Granted: {granted}.", limits)
     return Ruling(
         Decision.TRIMMED,
         f"Granted with less than asked: {'; '.join(map(_trim_text, trims))}. {granted}.",
@@ -278,5 +275,4 @@ def admit(
         trims,
         trims[0].reason,
         "Fit the call to these limits, or ask the operator for a larger budget.",
-        notices,
     )

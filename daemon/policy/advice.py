@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from agentcgroup.daemon.model import CallLimits, ExitStatus, OomVictim, Usage, Verdict
+from agentcgroup.daemon.policy.thrift import need_less
 from agentcgroup.proto.quantity import format_duration, format_size
 
 
@@ -28,6 +29,7 @@ class EndedCall:
     # Of a call that came through the transparent door.
     placement_delay_ms: int | None = None
     was_held: bool = False
+    command: tuple[str, ...] = ()
 
 
 def _victim(call: EndedCall) -> str:
@@ -61,17 +63,35 @@ def _peak(call: EndedCall) -> str:
     return f" (peak {format_size(peak)})" if peak is not None else ""
 
 
+def memory_to_ask_bytes(limit_bytes: int | None, grantable_bytes: int) -> int | None:
+    """What to ask for after `limit_bytes` was too little: twice that, or what can be granted; None: no more can be had."""
+    if limit_bytes is None:
+        return None
+    # In whole MiB, as it is written.
+    ask = min(2 * limit_bytes, grantable_bytes) >> 20 << 20
+    return ask if ask > limit_bytes else None
+
+
+def exceeded_bytes(verdict: Verdict, limits: CallLimits) -> int | None:
+    """The limit of its own that a call ended at; None: at none, or it has none."""
+    if verdict is Verdict.MEMORY_LIMIT_CALL:
+        return limits.memory_max_bytes
+    if verdict is Verdict.THROTTLE_LIMIT:
+        return limits.memory_high_bytes or limits.memory_bytes
+    return None
+
+
 def _more_memory(call: EndedCall) -> str:
-    now = call.limits.memory_max_bytes or 0
-    wanted = 2 * now
-    less = "need less at a time: run fewer tests, use fewer parallel jobs, stream the file instead of loading it"
-    if call.memory_grantable_bytes >= wanted > 0:
+    now = exceeded_bytes(call.verdict, call.limits)
+    ask = memory_to_ask_bytes(now, call.memory_grantable_bytes)
+    less = need_less(call.command)
+    if ask is None:
+        return f"No more can be granted now. Need less at a time ({less}), or wait for other calls to end."
+    if now is not None and ask >= 2 * now:
         grantable = format_size(call.memory_grantable_bytes)
-        more = f"--memory {wanted >> 20}M --memory-max {wanted >> 20}M"
-        return f"Declare more, for example {more} ({grantable} can be granted now), or {less}."
-    if call.memory_grantable_bytes > now:
-        return f"At most --memory-max {call.memory_grantable_bytes >> 20}M can be granted now; otherwise {less}."
-    return f"No more can be granted now; {less[0].upper()}{less[1:]}, or wait for other calls to end."
+        more = f"--memory {ask >> 20}M --memory-max {ask >> 20}M"
+        return f"Declare more, for example {more} ({grantable} can be granted now), or need less at a time: {less}."
+    return f"At most --memory-max {ask >> 20}M can be granted now; otherwise need less at a time: {less}."
 
 
 def _message(call: EndedCall) -> str:
@@ -114,7 +134,8 @@ def _message(call: EndedCall) -> str:
         case Verdict.THROTTLE_LIMIT:
             high = format_size(limits.memory_high_bytes or limits.memory_bytes)
             slowed = format_duration(limits.throttle_limit_ms or 0)
-            return f"Stopped: it stayed over {high} for {slowed} while being throttled{_peak(call)}."
+            why = f" ({call.kill_note})" if call.kill_note else ""
+            return f"Stopped: it was held back at {high} for {slowed}{why}{_peak(call)}."
         case Verdict.OPERATOR:
             return f"Stopped by the operator{': ' + call.kill_note if call.kill_note else ''} after {took}."
         case Verdict.SESSION_END:

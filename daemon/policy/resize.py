@@ -31,7 +31,10 @@ def resize(
     parent: ParentView | None,
     defaults: CallDefaults,
 ) -> Ruling:
-    """Rules on other limits for a live call. The views must not count what the call itself has reserved."""
+    """Rules on other limits for a live call. The views must not count what the call itself has reserved.
+
+    `intent` carries the call's own on_exceed and throttle_limit_ms, which do not change.
+    """
     declared_max = intent.memory_max_bytes
     if declared_max is None and intent.memory_bytes is not None and limits.memory_max_bytes is not None:
         declared_max = max(limits.memory_max_bytes, intent.memory_bytes)
@@ -58,12 +61,7 @@ def resize(
             f"Refused: the call uses {format_size(current)} now, so a limit of {format_size(new_max)} would kill it.",
             suggestion=f"Ask for at least --memory-max {((current + _MARGIN_BYTES) >> 20) + 1}M, or release memory first.",
         )
-    kept = dataclasses.replace(
-        ruling.limits,
-        memory_high_bytes=ruling.limits.memory_bytes if limits.memory_high_bytes is not None else None,
-        throttle_limit_ms=limits.throttle_limit_ms,
-        swap_max_bytes=limits.swap_max_bytes,
-    )
+    kept = dataclasses.replace(ruling.limits, swap_max_bytes=limits.swap_max_bytes)
     return dataclasses.replace(ruling, limits=kept)
 
 

@@ -187,7 +187,7 @@ def test_a_cpu_cap_holds(daemon: RunningDaemon, session: str, ear: Ear) -> None:
     assert report.usage.cpu_throttled_us
 
 
-def test_a_throttled_call_is_warned_and_then_stopped(daemon: RunningDaemon, session: str, ear: Ear) -> None:
+def test_a_throttled_call_is_told_so_and_then_stopped(daemon: RunningDaemon, session: str, ear: Ear) -> None:
     options = (
         "--memory",
         "60M",
@@ -199,8 +199,8 @@ def test_a_throttled_call_is_warned_and_then_stopped(daemon: RunningDaemon, sess
         "2s",
     )
     process = python(daemon, session, GROW, options=options)
-    warning = ear.wait(lambda each: each.kind is FeedbackKind.WARNING, what="the warning")
-    assert warning.level is Level.CRITICAL and warning.advice
+    told = ear.wait(lambda each: each.kind is FeedbackKind.THROTTLED, what="that it is throttled")
+    assert told.level is Level.CRITICAL and told.advice
     assert process.wait(120) == -signal.SIGKILL
     (report,) = ended(ear)
     assert report.verdict is Verdict.THROTTLE_LIMIT

@@ -1,0 +1,99 @@
+"""A coding agent without a model: twenty tool calls, each declared too small, and one rule for what to do about it.
+
+    python scripted_agent.py heed|ignore
+
+Runs in its session's agent leaf. After a call that ended badly it declares it again, at most twice: `heed` declares what
+the message about that call says would be granted, `ignore` what it declared before. Prints one JSON object: for each call
+how often it was declared again and how it ended.
+"""
+
+import json
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+from agentcgroup.client import Client, Feedback, FeedbackKind, Verdict
+
+MIB: Final = 1 << 20
+MOST_FURTHER_DECLARATIONS: Final = 2
+# What each tool needs, and what the agent believes that it needs: from three tenths to nine tenths of it.
+NEEDS_MIB: Final = tuple(40 + 5 * each for each in range(20))
+BELIEVED_TENTHS: Final = (3, 4, 5, 6, 7, 8, 9)
+ANSWER_DEADLINE_S: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    need_mib: int
+    declared_mib: int
+    further_declarations: int
+    verdict: str
+
+
+class Inbox:
+    """The last word about the end of each call, off the session's stream."""
+
+    def __init__(self, client: Client) -> None:
+        self._ends: dict[str, Feedback] = {}
+        self._news = threading.Condition()
+        self._stream = client.watch()
+        next(self._stream)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for message in self._stream:
+            if message.kind is FeedbackKind.ENDED:
+                with self._news:
+                    self._ends[message.call_id] = message
+                    self._news.notify_all()
+
+    def end_of(self, call_id: str) -> Feedback:
+        with self._news:
+            self._news.wait_for(lambda: call_id in self._ends, ANSWER_DEADLINE_S)
+            return self._ends[call_id]
+
+
+def tool(need_mib: int) -> list[str]:
+    """A command that holds so much at its end, and is at home everywhere: tail keeps what it may have to write."""
+    size = need_mib * MIB
+    return ["sh", "-c", f"head -c {size} /dev/zero | tail -c {size} > /dev/null"]
+
+
+def work(client: Client, inbox: Inbox, need_mib: int, declared_mib: int, *, heeds: bool) -> Outcome:
+    memory = f"{declared_mib}M"
+    verdict = Verdict.UNKNOWN
+    for further in range(MOST_FURTHER_DECLARATIONS + 1):
+        # Every other tool is to be slowed down at what it declared, the rest is stopped there.
+        limits = {"memory": memory, "memory_max": memory}
+        if need_mib // 5 % 2:
+            limits = {"memory": memory, "on_exceed": "throttle", "throttle_limit": "500ms"}
+        with client.call(**limits) as call:  # type: ignore[arg-type]
+            call.run(tool(need_mib))
+        verdict = call.report.verdict or Verdict.UNKNOWN
+        if verdict is Verdict.OK:
+            return Outcome(need_mib, declared_mib, further, verdict)
+        told = inbox.end_of(call.id).ladder
+        if heeds and told is not None and told.memory_to_ask_bytes is not None:
+            memory = f"{told.memory_to_ask_bytes // MIB}M"
+    return Outcome(need_mib, declared_mib, MOST_FURTHER_DECLARATIONS, verdict)
+
+
+def main() -> None:
+    with Client() as client:
+        inbox = Inbox(client)
+        outcomes = [
+            work(
+                client,
+                inbox,
+                need,
+                need * BELIEVED_TENTHS[each % len(BELIEVED_TENTHS)] // 10,
+                heeds=sys.argv[1] == "heed",
+            )
+            for each, need in enumerate(NEEDS_MIB)
+        ]
+    print(json.dumps([vars(each) for each in outcomes]))
+
+
+if __name__ == "__main__":
+    main()
