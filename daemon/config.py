@@ -106,6 +106,8 @@ class CallConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     throttle_limit: DurationMs = 30_000
     # Longest time a call that is to be extended stands still for want of room before it is stopped.
     freeze_limit: DurationMs = 60_000
+    # Say on a tool's standard error, in one line at its end, that its call was limited or stopped, and why.
+    last_word: bool = True
     # Tell tools in their environment how many CPUs and how much memory they have ("truth"), or do not ("plain").
     environment: str = "truth"
     # How long a grant is held before the call begins.

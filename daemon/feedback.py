@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -61,6 +62,7 @@ class Feed:
     def __init__(self) -> None:
         self._subscriptions: list[Subscription] = []
         self._sequences: dict[str, int] = {}
+        self._attending: dict[str, Callable[[Feedback], None]] = {}
         self.dropped = 0
 
     @property
@@ -73,6 +75,13 @@ class Feed:
         self._subscriptions.append(subscription)
         return subscription
 
+    def attend(self, session: str, listener: Callable[[Feedback], None]) -> None:
+        """`listener` is called with each message of `session` as it is published; one for each session."""
+        self._attending[session] = listener
+
+    def leave(self, session: str) -> None:
+        self._attending.pop(session, None)
+
     def drop(self, subscription: Subscription) -> None:
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
@@ -80,9 +89,12 @@ class Feed:
     def publish(self, message: Feedback, lineage: tuple[str, ...] = ()) -> None:
         sequence = self._sequences.get(message.session, 0) + 1
         self._sequences[message.session] = sequence
-        if not self._subscriptions:
+        attending = self._attending.get(message.session)
+        if not self._subscriptions and attending is None:
             return
         numbered = replace(message, sequence=sequence)
+        if attending is not None:
+            attending(numbered)
         for subscription in self._subscriptions:
             if not subscription.offer(numbered, lineage):
                 self.dropped += 1

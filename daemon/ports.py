@@ -160,6 +160,12 @@ class Host(Protocol):
     def kill_call(self, call_id: str) -> int:
         """SIGKILL to every process in the call; how many there were."""
 
+    def hold_stderr(self, call: ToolCall) -> None:
+        """Keeps the standard error of the call's main process, when it lives and has one, until `say_last`."""
+
+    def say_last(self, call_id: str, line: str) -> None:
+        """Writes a line there, if it is kept, and lets go of it; "" only lets go. Never waits, never fails."""
+
     async def drained(self, call_id: str, deadline_s: float) -> bool:
         """Waits until no process is left in the call; False: the deadline passed first."""
 

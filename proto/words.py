@@ -15,7 +15,7 @@ class CpuClass(StrEnum):
 
 
 class OnExceed(StrEnum):
-    """What happens when a call wants more memory than it expected."""
+    """What happens when a call wants more memory than it expected; docs/ladder.md."""
 
     STOP = "stop"
     THROTTLE = "throttle"

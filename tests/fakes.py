@@ -172,6 +172,8 @@ class FakeHost:
         self.calls: dict[str, FakeCall] = {}
         self.homes: dict[int, str] = {}
         self.statuses: dict[int, ExitStatus] = {}
+        self.held_stderrs: set[str] = set()
+        self.last_words: dict[str, str] = {}
         self.done: Counter[str] = Counter()
         # What the next operation of this name fails with, once.
         self.failures: dict[str, RequestError] = {}
@@ -298,6 +300,13 @@ class FakeHost:
         for pid in alive:
             os.kill(pid, signal.SIGKILL)
         return len(alive)
+
+    def hold_stderr(self, call: ToolCall) -> None:
+        self.held_stderrs.add(call.id)
+
+    def say_last(self, call_id: str, line: str) -> None:
+        if call_id in self.held_stderrs and line:
+            self.last_words[call_id] = line
 
     async def drained(self, call_id: str, deadline_s: float) -> bool:
         call = self.calls.get(call_id)

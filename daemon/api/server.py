@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from agentcgroup.daemon.api import sockets
 from agentcgroup.daemon.api.agent_service import AgentService
 from agentcgroup.daemon.api.door import BACKLOG, LaunchDoor
+from agentcgroup.daemon.api.feedback_file import FeedbackFiles
 from agentcgroup.daemon.api.guard import Guard
 from agentcgroup.daemon.api.operator_service import HistoryReader, OperatorService
 from agentcgroup.daemon.config import Config, ConfigError
@@ -60,6 +61,7 @@ class _Served:
     server: grpc.aio.Server
     service: AgentService
     door: LaunchDoor
+    files: FeedbackFiles
 
 
 class Api:
@@ -133,10 +135,19 @@ class Api:
             undo.push_async_callback(server.stop, None)
             listener = sockets.listen_for_launchers(path / sockets.LAUNCH_SOCKET, BACKLOG)
             undo.callback(listener.close)
+            try:
+                files = FeedbackFiles(
+                    self._controller.feed, session.name, path, session.owner_uid, session.owner_gid
+                )
+            except OSError as error:
+                raise RequestError(
+                    Kind.HOST, f"{path} cannot be opened: {error}", "look at the directory's rights"
+                ) from error
+            undo.callback(files.close)
             sockets.give_to_owner(path, session.owner_uid, session.owner_gid)
             await server.start()
             door = LaunchDoor(self._controller, session.name, listener, self._native)
-            self._sessions[session.name] = _Served(path, server, service, door)
+            self._sessions[session.name] = _Served(path, server, service, door, files)
             undo.pop_all()
 
     async def close(self, name: str) -> None:
@@ -145,6 +156,7 @@ class Api:
         if served is None:
             return
         served.door.close()
+        served.files.close()
         served.service.close()
         await served.server.stop(_SESSION_GRACE_S)
         await asyncio.to_thread(_remove, served.path)

@@ -52,6 +52,7 @@ class Climb:
     high_bytes: int | None = None  # memory.high as it stands
     listens_at_ms: int = 0
     listens: bool = False
+    was_held_back: bool = False
 
 
 @dataclass(slots=True)

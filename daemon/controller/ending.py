@@ -25,6 +25,7 @@ from agentcgroup.daemon.model import (
 )
 from agentcgroup.daemon.policy import admission, advice, grounds
 from agentcgroup.daemon.policy.verdict import judge
+from agentcgroup.proto.quantity import format_size
 
 log = logging.getLogger("agentcgroup.controller")
 
@@ -76,6 +77,8 @@ class Endings(Core):
         for nested in self._ledger.descendants(call):
             nested.kill_reason, nested.kill_note = (reason, note) if whole else (KillReason.PARENT_END, "")
         call.kill_reason, call.kill_note = reason, note
+        if reason is not KillReason.FINISHED:
+            self._hold_stderr(call)
         self.counters.killed(reason)
         self._decided(
             Action.KILLED,
@@ -182,6 +185,22 @@ class Endings(Core):
             limits=call.limits,
             ladder=self._last_rung(call, verdict),
         )
+        self._say_last(call, report)
+
+    def _hold_stderr(self, call: ToolCall) -> None:
+        if self.config.call.last_word:
+            self._host.hold_stderr(call)
+
+    def _say_last(self, call: ToolCall, report: Report) -> None:
+        """A line on the tool's standard error for harnesses that look nowhere else, when the call was limited."""
+        life = self._lives[call.id]
+        line = ""
+        if report.verdict not in _CALM:
+            line = f"agentcg: call {call.id}: {report.message} {report.advice}"
+        elif life.climb.was_held_back:
+            most = format_size(call.limits.memory_bytes)
+            line = f"agentcg: call {call.id}: {report.message} It was held back on the way: it had {most} reserved."
+        self._host.say_last(call.id, line.strip())
 
     def _last_rung(self, call: ToolCall, verdict: Verdict) -> Ladder | None:
         """What to declare next time, for a call that ended at a memory limit of its own."""

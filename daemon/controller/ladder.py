@@ -233,6 +233,10 @@ class Ladders(Endings):
             growth_bytes_per_s=stand.growth_bytes_per_s,
             grantable_bytes=at.grantable_bytes,
         )
+        if stand.rung in (Rung.THROTTLED, Rung.CLAMPED, Rung.FROZEN):
+            self._lives[call.id].climb.was_held_back = True
+        if stand.rung is not Rung.CALM:
+            self._hold_stderr(call)
         if words is None or not act.is_news:
             return
         self._say(

@@ -151,6 +151,13 @@ class DryRunHost:
     def freeze_call(self, call_id: str, frozen: bool) -> None:
         self._would("%s call %s", _freezing(frozen), call_id)
 
+    def hold_stderr(self, call: ToolCall) -> None:
+        pass
+
+    def say_last(self, call_id: str, line: str) -> None:
+        if line:
+            self._would("say on the standard error of call %s: %s", call_id, line)
+
     def kill_call(self, call_id: str) -> int:
         self._would("kill what is left of call %s", call_id)
         return 0

@@ -18,7 +18,7 @@ from agentcgroup.cgroups.membership import cgroup_of
 from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.host import kernel_events, processes
+from agentcgroup.daemon.host import kernel_events, processes, stderr
 from agentcgroup.daemon.host.door import door_for
 from agentcgroup.daemon.host.exits import ExitSource, ExitWatch
 from agentcgroup.daemon.host.groups import (
@@ -96,6 +96,9 @@ class LinuxHost:
         self._events = EventWatch()
         self._watched: dict[int, Callable[[], None]] = {}
         self._watch_of_call: dict[str, int] = {}
+        # Main processes of calls, by pid, and what is kept of those that are limited.
+        self._pidfds: dict[int, int] = {}
+        self._stderrs: dict[str, int] = {}
         self._listener: HostListener | None = None
         self._self = psutil.Process()
         self._kernel_events = events
@@ -373,11 +376,27 @@ class LinuxHost:
     def watch_process(
         self, process: Process, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
     ) -> None:
+        self._pidfds[process.pid] = process.pidfd
+
         def known(status: ExitStatus) -> None:
+            if self._pidfds.get(process.pid) == process.pidfd:
+                del self._pidfds[process.pid]
             os.close(process.pidfd)
             on_status(status)
 
         self._exits.watch(process.pidfd, on_exit, known, pid=process.pid)
+
+    def hold_stderr(self, call: ToolCall) -> None:
+        pidfd = self._pidfds.get(call.pid)
+        if pidfd is not None and call.id not in self._stderrs:
+            fd = stderr.take(pidfd)
+            if fd is not None:
+                self._stderrs[call.id] = fd
+
+    def say_last(self, call_id: str, line: str) -> None:
+        fd = self._stderrs.pop(call_id, None)
+        if fd is not None:
+            asyncio.get_running_loop().run_in_executor(None, stderr.finish, fd, line)
 
     def forget_process(self, pidfd: int) -> None:
         self._exits.forget(pidfd)

@@ -126,7 +126,9 @@ async def test_what_a_dead_daemon_left_is_removed(run_dir: Path) -> None:
         assert list((run_dir / "sessions").iterdir()) == []
         assert "passwd" in os.listdir("/etc")
         await daemon.open("web")
-        assert sorted(each.name for each in stale.iterdir()) == ["agent.sock", "launch.sock"]
+        assert sorted(each.name for each in stale.iterdir()) == [
+            *("agent.sock", "feedback.json", "feedback.txt", "launch.sock")
+        ]
         limits = await daemon.agent("web").GetLimits(agent_pb2.GetLimitsRequest())
         assert limits.session == "web"
     finally:

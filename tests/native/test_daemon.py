@@ -107,6 +107,19 @@ def test_the_tool_learns_its_limits_from_its_environment(daemon: RunningDaemon, 
     assert run(daemon, session, "nproc", options=("--cpu", "0.5"))[1] == "1\n"
 
 
+def test_a_tool_that_is_stopped_says_why_on_its_standard_error(daemon: RunningDaemon, session: str) -> None:
+    status, _, err = run(
+        daemon, session, "sh", "-c", "echo own >&2; sleep 1000", options=("--quiet", "--timeout", "1s")
+    )
+    assert status == -signal.SIGKILL
+    own, last = err.splitlines()
+    assert own == "own" and last.startswith("agentcg: call c-") and "Stopped at its deadline of 1 s" in last
+
+
+def test_a_tool_that_ends_well_has_its_standard_error_to_itself(daemon: RunningDaemon, session: str) -> None:
+    assert run(daemon, session, "sh", "-c", "echo own >&2; exit 3", options=("--quiet",))[2] == "own\n"
+
+
 def test_what_a_call_leaves_behind_is_killed_and_counted(
     daemon: RunningDaemon, session: str, ear: Ear
 ) -> None:

@@ -1,0 +1,120 @@
+"""Feedback as files: what is in them, when, and that their owner cannot turn the daemon's hand against others."""
+
+import asyncio
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentcgroup.daemon.api import feedback_file
+from agentcgroup.daemon.model import BudgetRequest, ExitStatus, Intent
+from agentcgroup.proto.launch import Request
+from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon
+
+NOBODY = 65534
+
+
+async def document(daemon: Daemon, holds: Any) -> dict[str, Any]:
+    """feedback.json of session web, as soon as `holds` of it is true."""
+    path = daemon.socket("web", "feedback.json")
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            found: dict[str, Any] = json.loads(path.read_text())
+            if holds(found):
+                return found
+            await asyncio.sleep(0.01)
+
+
+async def limited(daemon: Daemon, memory: str = "96M") -> str:
+    """A running call that is about to be stopped at its limit."""
+    _, reply = await daemon.launch(
+        "web", Request({"memory": "64M", "memory-max": memory}, arguments=("make",))
+    )
+    machine = daemon.host.calls[reply.call_id]
+    async with asyncio.timeout(DEADLINE_S):
+        while not machine.is_watched:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    daemon.host.use_memory(reply.call_id, 95 * MIB)
+    return reply.call_id
+
+
+async def test_a_calm_session_has_calm_files(daemon: Daemon) -> None:
+    await daemon.open("web")
+    caller, _ = await daemon.launch("web")
+    daemon.host.statuses[caller.pid] = ExitStatus(exit_code=0)
+    await caller.exit()
+    await asyncio.wait_for(daemon.controller.settle(), DEADLINE_S)
+    found = await document(daemon, lambda found: True)
+    assert found == {"session": "web", "level": "ample", "calls": {}, "messages": []}
+    assert daemon.socket("web", "feedback.txt").read_text() == "All is calm.\n"
+
+
+async def test_what_happens_to_a_call_is_in_the_files_while_it_lives_and_the_end_afterwards(
+    daemon: Daemon,
+) -> None:
+    await daemon.open("web")
+    call_id = await limited(daemon)
+    found = await document(daemon, lambda found: found["calls"])
+    assert found["level"] == "tight"
+    (message,) = found["messages"]
+    assert found["calls"] == {call_id: message}
+    assert (message["kind"], message["rung"]) == ("warning", "warned")
+    assert message["memory_to_ask_bytes"] == 192 * MIB and message["memory_max_bytes"] == 96 * MIB
+    assert f"agentcg call set {call_id}" in message["advice"]
+    await daemon.controller.kill_call(call_id, "enough")
+    found = await document(daemon, lambda found: not found["calls"])
+    assert [each["kind"] for each in found["messages"]] == ["warning", "ended"]
+    assert found["messages"][-1]["verdict"] == "operator" and found["level"] == "ample"
+    assert "enough" in daemon.socket("web", "feedback.txt").read_text()
+
+
+async def test_the_files_hold_a_bounded_number_of_messages(daemon: Daemon) -> None:
+    await daemon.open("web")
+    for _ in range(feedback_file.MOST_MESSAGES + 3):
+        daemon.controller.declare("web", Intent(memory_bytes=100 * GIB))
+    found = await document(daemon, lambda found: len(found["messages"]) == feedback_file.MOST_MESSAGES)
+    assert {each["kind"] for each in found["messages"]} == {"refused"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
+async def test_the_files_belong_to_the_sessions_user_and_follow_no_link_of_theirs(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    await daemon.controller.open_session("web", BudgetRequest(), owner_uid=NOBODY, owner_gid=NOBODY)
+    path = daemon.socket("web", "feedback.json")
+    assert path.stat().st_uid == NOBODY and stat.S_IMODE(path.stat().st_mode) == 0o600
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    for name in ("feedback.json", "feedback.txt"):
+        daemon.socket("web", name).unlink()
+        daemon.socket("web", name).symlink_to(victim)
+    call_id = await limited(daemon)
+    async with asyncio.timeout(DEADLINE_S):
+        while path.is_symlink():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    found = await document(daemon, lambda found: call_id in found["calls"])
+    assert found["calls"] and victim.read_text() == "untouched" and victim.stat().st_uid == 0
+    assert sorted(each.name for each in path.parent.iterdir()) == [
+        "agent.sock",
+        "feedback.json",
+        "feedback.txt",
+        "launch.sock",
+    ], "no temporary file is left"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="moves a directory of the daemon's")
+async def test_a_file_that_cannot_be_written_harms_nobody(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    await daemon.open("web")
+    for name in ("feedback.json", "feedback.txt"):
+        daemon.socket("web", name).unlink()
+        (daemon.socket("web", name) / "full").mkdir(parents=True)
+    await limited(daemon)
+    async with asyncio.timeout(DEADLINE_S):
+        while "cannot be written" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await daemon.is_well()
