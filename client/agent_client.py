@@ -1,7 +1,7 @@
 """Clients of AgentService, for agents, their harnesses and their tools: one session, the one whose socket they reach."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self, Unpack
@@ -11,7 +11,7 @@ from agentcgroup.client.arguments import IntentArguments, intent_of
 from agentcgroup.client.call_scope import AsyncCallScope, CallScope
 from agentcgroup.client.channels import DEFAULT_TIMEOUT_S, AsyncChannel, SyncChannel
 from agentcgroup.client.processes import reference
-from agentcgroup.client.values import Answer, Call, Feedback, Report, SessionLimits, Story
+from agentcgroup.client.values import Answer, Call, Feedback, Report, SessionLimits, Story, Suggestion
 from agentcgroup.proto.v1.agent_pb2_grpc import AgentServiceStub
 
 # Set by the daemon for every tool: a call declared inside a call runs inside its limits.
@@ -84,6 +84,10 @@ class Client:
         """The live calls of the session, or of `call_id` and what runs inside it; parents first."""
         return list(self._channel.pages(partial(operations.get_tree, call_id)))
 
+    def suggestion(self, command: Sequence[str], *, project: str = "") -> Suggestion:
+        """What runs of `command` needed so far in `project`, that of the session by default."""
+        return self._channel.perform(operations.get_suggestion(command, project))
+
     def explain(self, call_id: str) -> Story:
         """Every decision about a call of the session, live or ended, with what it was made from."""
         return self._channel.perform(operations.explain_call(call_id))
@@ -153,6 +157,10 @@ class AsyncClient:
     async def tree(self, call_id: str = "") -> list[Call]:
         """The live calls of the session, or of `call_id` and what runs inside it; parents first."""
         return [call async for call in self._channel.pages(partial(operations.get_tree, call_id))]
+
+    async def suggestion(self, command: Sequence[str], *, project: str = "") -> Suggestion:
+        """What runs of `command` needed so far in `project`, that of the session by default."""
+        return await self._channel.perform(operations.get_suggestion(command, project))
 
     async def explain(self, call_id: str) -> Story:
         """Every decision about a call of the session, live or ended, with what it was made from."""

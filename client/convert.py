@@ -172,6 +172,20 @@ def answer(message: pb.Answer) -> values.Answer:
         queue=_queue(message.queue) if message.HasField("queue") else None,
         expires_at=_at(message, "expires_at"),
         notices=tuple(message.notices),
+        learned=suggestion(message.learned) if message.HasField("learned") else None,
+        learned_applied=message.learned_applied,
+    )
+
+
+def suggestion(message: pb.Suggestion) -> values.Suggestion:
+    return values.Suggestion(
+        **_present(message, values.Suggestion),
+        project=message.project,
+        command_class=message.command_class,
+        runs=message.runs,
+        killed_runs=message.killed_runs,
+        reason=message.reason,
+        memory_is_at_least=message.memory_is_at_least,
     )
 
 

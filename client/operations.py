@@ -3,7 +3,7 @@
 Built once here and carried out by a sync or an async channel, so that neither client translates anything itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -36,6 +36,7 @@ from agentcgroup.client.values import (
     Session,
     SessionLimits,
     Story,
+    Suggestion,
     TransparentRule,
     Verdict,
 )
@@ -140,6 +141,11 @@ def watch_feedback(call_id: str) -> Operation[Feedback]:
 def explain_call(call_id: str) -> Operation[Story]:
     request = _message(agent.ExplainCallRequest, call_id=call_id)
     return Operation("ExplainCall", request, lambda response: convert.story(response.story))
+
+
+def get_suggestion(command: Sequence[str], project: str) -> Operation[Suggestion]:
+    request = _message(agent.GetSuggestionRequest, command=command, project=project)
+    return Operation("GetSuggestion", request, lambda response: convert.suggestion(response.suggestion))
 
 
 # ---- OperatorService -------------------------------------------------------------------------------------------------
@@ -326,3 +332,8 @@ def list_events(session: str, call_id: str, page_size: int, page_token: str) -> 
         return Page([*map(convert.event, response.events)], response.next_page_token)
 
     return Operation("ListEvents", request, read)
+
+
+def operator_get_suggestion(command: Sequence[str], project: str) -> Operation[Suggestion]:
+    request = _message(operator.OperatorServiceGetSuggestionRequest, command=command, project=project)
+    return Operation("GetSuggestion", request, lambda response: convert.suggestion(response.suggestion))

@@ -1,7 +1,7 @@
 """Clients of OperatorService, for whoever runs the host: sessions, calls, the host's state, history."""
 
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from types import TracebackType
@@ -23,6 +23,7 @@ from agentcgroup.client.values import (
     Report,
     Session,
     Story,
+    Suggestion,
     TransparentRule,
     Verdict,
 )
@@ -149,6 +150,10 @@ class OperatorClient:
             yield from islice(
                 self._channel.pages(partial(operations.list_history, session, verdict, limit)), limit
             )
+
+    def suggestion(self, command: Sequence[str], *, project: str = "") -> Suggestion:
+        """What runs of `command` needed so far in `project`, "" for calls of no project."""
+        return self._channel.perform(operations.operator_get_suggestion(command, project))
 
     def explain(self, call_id: str) -> Story:
         """Every decision about a call, live or ended, with what it was made from."""
@@ -279,6 +284,10 @@ class AsyncOperatorClient:
             left -= 1
             if left == 0:
                 return
+
+    async def suggestion(self, command: Sequence[str], *, project: str = "") -> Suggestion:
+        """What runs of `command` needed so far in `project`, "" for calls of no project."""
+        return await self._channel.perform(operations.operator_get_suggestion(command, project))
 
     async def explain(self, call_id: str) -> Story:
         """Every decision about a call, live or ended, with what it was made from."""

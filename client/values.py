@@ -91,6 +91,25 @@ class Answer:
     queue: Queue | None = None
     expires_at: datetime | None = None
     notices: tuple[str, ...] = ()
+    learned: "Suggestion | None" = None
+    learned_applied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """What calls of one kind needed so far; `reason` says how the figures came about. None: not known well enough."""
+
+    project: str
+    command_class: str
+    runs: int
+    killed_runs: int
+    reason: str
+    memory_bytes: int | None = None
+    memory_seen_bytes: int | None = None
+    memory_median_bytes: int | None = None
+    memory_is_at_least: bool = False
+    expected_duration_ms: int | None = None
+    cpu_milli: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

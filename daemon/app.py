@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from agentcgroup import __version__
 from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
@@ -34,6 +35,10 @@ from agentcgroup.daemon.ports import Host
 from agentcgroup.daemon.reload import Reloader
 
 log = logging.getLogger("agentcgroup")
+
+
+# Of the history's calls so many are looked at when the daemon starts: a few tenths of a second.
+LEARN_FROM: Final = 5000
 
 
 class AlreadyRunning(Exception):
@@ -122,6 +127,8 @@ async def run(config: Config, load: Callable[[], Config]) -> None:
         history = open_history(config.history, config.daemon.state_dir)
         stack.callback(history.close)
         controller = Controller(config, host, history, SystemClock(), counters, feed)
+        learned = controller.learn_from(history.newest(LEARN_FROM))
+        log.info("learned from %d calls of the history", learned)
         host.listen(controller)
         reloader = Reloader(config, load, controller.reconfigure)
         loop.add_signal_handler(signal.SIGHUP, reloader.reload_on_signal)

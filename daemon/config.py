@@ -132,6 +132,20 @@ class HistoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_size: SizeBytes = 256 << 20
 
 
+class SuggestConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # Offer what earlier calls of the same kind needed, and reserve it for calls that declare nothing.
+    enabled: bool = True
+    # Share of the runs that the figure would have been enough for.
+    quantile: float = 0.95
+    # What is added: 1.2 is a fifth more.
+    headroom: float = 1.2
+    floor: SizeBytes = 64 << 20
+    # Runs of a kind before there is a figure.
+    least_runs: int = 3
+    # A run so much older than the newest counts half.
+    half_life: DurationMs = 14 * 86_400_000
+
+
 class DockerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Follow containers that carry the label agentcgroup.session.
     enabled: bool = True
@@ -147,6 +161,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     call: CallConfig = CallConfig()
     metrics: MetricsConfig = MetricsConfig()
     history: HistoryConfig = HistoryConfig()
+    suggest: SuggestConfig = SuggestConfig()
     docker: DockerConfig = DockerConfig()
 
 
@@ -218,6 +233,10 @@ def _check_values(config: Config, source: str) -> None:
         (config.call.environment in ("truth", "plain"), "call.environment is 'truth' or 'plain'"),
         (config.call.grant_lifetime >= 1000, "call.grant_lifetime is at least 1s"),
         (config.call.standing_lifetime >= 0, "call.standing_lifetime is a time, or 0"),
+        (0 < config.suggest.quantile <= 1, "suggest.quantile is more than 0 and at most 1"),
+        (1 <= config.suggest.headroom <= 10, "suggest.headroom is 1 to 10; 1.2 is a fifth more"),
+        (config.suggest.least_runs > 0, "suggest.least_runs is at least 1"),
+        (config.suggest.half_life >= 1000, "suggest.half_life is at least 1s"),
         (os.path.isabs(config.daemon.run_dir), "daemon.run_dir is an absolute path"),
         (os.path.isabs(config.daemon.state_dir), "daemon.state_dir is an absolute path"),
         (

@@ -135,6 +135,9 @@ class Answer:
     suggestion: str = ""
     notices: tuple[str, ...] = ()
     expires_at_ns: int | None = None
+    # What runs like this one needed, and whether the reservation was made from it because nothing was declared.
+    learned: "Suggestion | None" = None
+    learned_applied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +247,29 @@ class HistoryEntry:
     limits: CallLimits | None
     decision: Decision
     parent_call_id: str
+    # What the call belongs to by its label or its session's; "" for none. See policy/suggest.py.
+    project: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """What runs like this one needed, for a call of `command_class` in `project`. None: not known well enough.
+
+    `memory_bytes` is what to declare; `memory_seen_bytes` the quantile it was made from, which is only a lower bound when
+    `memory_is_at_least`: the runs that needed most were killed. `reason` says all this in words.
+    """
+
+    project: str
+    command_class: str
+    runs: int
+    killed_runs: int
+    reason: str
+    memory_bytes: int | None = None
+    memory_seen_bytes: int | None = None
+    memory_median_bytes: int | None = None
+    memory_is_at_least: bool = False
+    expected_duration_ms: int | None = None
+    cpu_milli: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,13 @@ import argparse
 
 from agentcgroup.client.cli import options
 from agentcgroup.client.cli.output import (
+    NOTHING,
     clock,
     command_line,
+    cpu,
     cpu_time,
     duration,
+    print_facts,
     print_json,
     print_table,
     size,
@@ -47,6 +50,25 @@ def add_parser(subparsers: options.Subparsers) -> None:
     _add_session_and_limit(events)
     events.add_argument("--call", metavar="ID", default="", help="only about this call")
     options.add_operator_socket(events)
+
+    suggestion = options.add_command(
+        commands,
+        "suggest",
+        _suggest,
+        summary="what runs of a command needed so far, and so what to declare",
+        description="The figure that runs of this kind of command give, and where it comes from. A kind is a project and a\n"
+        "program with its verb. Runs that were killed count as at least what they reached. Inside a session it is about\n"
+        "the session's project, for operators about --project.",
+        examples=(
+            "agentcg history suggest -- pytest -q",
+            "agentcg run --memory $(agentcg history suggest --json -- make test | jq .memory_bytes) -- make test",
+        ),
+    )
+    suggestion.add_argument("--project", metavar="NAME", default="", help="the label project of the calls")
+    # What stands behind -- is set aside before argparse sees it; this catches a command without --.
+    suggestion.add_argument("command_line", nargs="*", metavar="-- COMMAND", help="the command line")
+    suggestion.set_defaults(takes_behind=True)
+    options.add_either(suggestion, which=False)
 
 
 def _add_session_and_limit(parser: argparse.ArgumentParser) -> None:
@@ -101,5 +123,49 @@ def _events(arguments: argparse.Namespace) -> int:
             for each in events
         ],
         empty="No decisions match.",
+    )
+    return ExitStatus.OK
+
+
+def _suggest(arguments: argparse.Namespace) -> int:
+    command = [*arguments.command_line, *(arguments.behind or ())]
+    if not command:
+        raise InvalidRequest("there is no command", "Write it behind --, for example -- pytest -q")
+    if options.is_operator(arguments):
+        with options.operator_client(arguments) as operator:
+            found = operator.suggestion(command, project=arguments.project)
+    else:
+        with options.agent_client(arguments) as agent:
+            found = agent.suggestion(command, project=arguments.project)
+    if arguments.json:
+        print_json(found)
+        return ExitStatus.OK
+    seen = f"{size(found.memory_seen_bytes)}{' and more' if found.memory_is_at_least else ''}"
+    print_facts(
+        [
+            (
+                "kind",
+                f"{found.command_class or NOTHING}, {f'project {found.project}' if found.project else 'no project'}",
+            ),
+            (
+                "declare",
+                f"--memory {found.memory_bytes >> 20}M"
+                if found.memory_bytes is not None
+                else "nothing learned yet",
+            ),
+            (
+                "needed",
+                f"{seen}, median {size(found.memory_median_bytes)}"
+                if found.memory_seen_bytes is not None
+                else "",
+            ),
+            (
+                "takes",
+                duration(found.expected_duration_ms) if found.expected_duration_ms is not None else "",
+            ),
+            ("CPU", cpu(found.cpu_milli) if found.cpu_milli is not None else ""),
+            ("runs", f"{found.runs} completed, {found.killed_runs} killed or ended early"),
+            ("why", found.reason),
+        ]
     )
     return ExitStatus.OK

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 from agentcgroup.client import places
 from agentcgroup.client.agent_client import Client
@@ -27,6 +28,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         summary="start an agent in a session of its own",
         description="Makes the session NAME, enters its agent leaf and becomes AGENT: process id, terminal, signals and\n"
         "exit status are the agent's own. The session is removed when the agent ends, unless --keep is given.\n"
+        "In a work tree of git the session gets its name as the label project, unless --label says another.\n"
         "The agent runs as whoever called sudo, or as --user; it finds in its environment\n"
         "  AGENTCGROUP_SESSION_DIR   the session's sockets, for agentcg run, agentcg limits and the SDK\n"
         "  AGENTCGROUP_SESSION       the session's name\n"
@@ -84,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
             priority=arguments.priority,
             owner_uid=user.uid,
             owner_gid=user.gid,
-            labels=options.labels_of(arguments),
+            labels=project_label(os.getcwd()) | options.labels_of(arguments),
             ends_with_agent=not arguments.keep,
             transparent=arguments.transparent,
             **options.budget_of(arguments),
@@ -101,6 +103,17 @@ def _run(arguments: argparse.Namespace) -> int:
     if limits.budget.memory_max_bytes is not None:
         environment["AGENTCGROUP_MEMORY_BYTES"] = str(limits.budget.memory_max_bytes)
     return _become(user, program, command, environment, launcher)
+
+
+def project_label(directory: str) -> dict[str, str]:
+    """The label `project`, the name of the work tree around `directory`: calls of one project learn from each other.
+
+    None outside any, so that nothing is learned under the name of a home directory.
+    """
+    for folder in (path := Path(directory), *path.parents):
+        if (folder / ".git").exists():
+            return {"project": folder.name} if folder.name else {}
+    return {}
 
 
 def _enter(client: OperatorClient, session: Session) -> SessionLimits:

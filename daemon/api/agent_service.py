@@ -19,6 +19,7 @@ from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Door
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import Answer, Decision, Intent, ProcessRef, ToolCall
+from agentcgroup.daemon.policy.intent import bounded_command
 from agentcgroup.proto.v1 import agent_pb2 as pb, agent_pb2_grpc, types_pb2
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -124,6 +125,13 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def ExplainCall(self, request: pb.ExplainCallRequest, context: _Context) -> pb.ExplainCallResponse:
         story = await story_of(self._controller, self._history, self._session, request.call_id)
         return pb.ExplainCallResponse(story=story)
+
+    async def GetSuggestion(
+        self, request: pb.GetSuggestionRequest, context: _Context
+    ) -> pb.GetSuggestionResponse:
+        command = bounded_command(request.command)
+        found = self._controller.suggestion(command, request.project or None, self._session)
+        return pb.GetSuggestionResponse(suggestion=translate.write_suggestion(found))
 
     # ---- below the RPCs
 

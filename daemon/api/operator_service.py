@@ -27,6 +27,7 @@ from agentcgroup.daemon.model import (
     Verdict,
 )
 from agentcgroup.daemon.policy.bounds import MOST_DURATION_MS, check_name, one_line
+from agentcgroup.daemon.policy.intent import bounded_command
 from agentcgroup.daemon.reload import Reloader
 from agentcgroup.proto.v1 import operator_pb2 as pb, operator_pb2_grpc, types_pb2
 
@@ -230,6 +231,13 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             self._history.events, request.session, request.call_id, request.page_size, request.page_token
         )
         return pb.ListEventsResponse(events=map(translate.write_event, events), next_page_token=next_token)
+
+    async def GetSuggestion(
+        self, request: pb.OperatorServiceGetSuggestionRequest, context: _Context
+    ) -> pb.OperatorServiceGetSuggestionResponse:
+        command = bounded_command(request.command)
+        found = self._controller.suggestion(command, request.project, None)
+        return pb.OperatorServiceGetSuggestionResponse(suggestion=translate.write_suggestion(found))
 
     # ---- below the RPCs
 

@@ -197,6 +197,25 @@ def write_answer(answer: model.Answer, not_enforced: NotEnforced = ()) -> pb.Ans
         suggestion=answer.suggestion,
         expires_at=timestamp(answer.expires_at_ns),
         notices=answer.notices,
+        learned=None if answer.learned is None else write_suggestion(answer.learned),
+        learned_applied=answer.learned_applied,
+    )
+
+
+_SUGGESTED: Final = (
+    "memory_bytes", "memory_seen_bytes", "memory_median_bytes", "expected_duration_ms", "cpu_milli",
+)  # fmt: skip
+
+
+def write_suggestion(suggestion: model.Suggestion) -> pb.Suggestion:
+    return pb.Suggestion(
+        project=suggestion.project,
+        command_class=suggestion.command_class,
+        runs=suggestion.runs,
+        killed_runs=suggestion.killed_runs,
+        reason=suggestion.reason,
+        memory_is_at_least=suggestion.memory_is_at_least,
+        **_known(suggestion, _SUGGESTED),
     )
 
 

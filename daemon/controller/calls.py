@@ -65,14 +65,16 @@ class Calls(Standing):
         check(intent)
         owner = self._ledger.session(session)
         parent = self._ledger.live_call(session, parent_id) if parent_id else None
+        learned = self._learned(intent, owner)
         views = self._session_view(owner), self._host_view(), self._parent_view(parent)
-        ruling = admission.admit(intent, *views, self._defaults)
+        defaults = self._defaults_of(intent, learned)
+        ruling = admission.admit(intent, *views, defaults)
         if ruling.limits is not None and self._give_way(owner, 0 if parent else ruling.limits.memory_bytes):
             # What stood and was taken at this very moment has become a call.
             views = self._session_view(owner), self._host_view(), self._parent_view(parent)
-            ruling = admission.admit(intent, *views, self._defaults)
+            ruling = admission.admit(intent, *views, defaults)
         self.counters.answer(ruling.decision, ruling.reason)
-        because = grounds.of_ruling(intent, ruling.limits, *views)
+        because = grounds.of_ruling(intent, ruling.limits, *views) | grounds.of_learned(learned)
         if ruling.limits is None:
             self._decided(Action.REFUSED, session, ruling.message, because=because)
             answer = Answer(
@@ -81,6 +83,7 @@ class Calls(Standing):
                 reason=ruling.reason,
                 suggestion=ruling.suggestion,
                 notices=ruling.notices,
+                learned=learned,
             )
             self._say(FeedbackKind.REFUSED, session, ruling.message, advice=ruling.suggestion, answer=answer)
             return answer
@@ -98,7 +101,7 @@ class Calls(Standing):
         self._decided(Action(ruling.decision), session, ruling.message, call=call, because=because)
         lifetime_ms = self.config.call.grant_lifetime
         self._arm(GRANT_TIMER, call.id, lifetime_ms, lambda: self._lapse(call))
-        return self._answer(ruling, call, now_ns + lifetime_ms * 1_000_000)
+        return self._answer(ruling, call, learned, now_ns + lifetime_ms * 1_000_000)
 
     def _lapse(self, call: ToolCall) -> None:
         if call.state is CallState.DECLARED:
@@ -115,6 +118,7 @@ class Calls(Standing):
         call = self._ledger.redeem(session, ticket)
         if command and not call.intent.command:
             call.intent = dataclasses.replace(call.intent, command=bounded_command(command))
+            self._reserve_learned(call)
         return call
 
     def _declared(self, session: str, call_id: str) -> ToolCall:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.counters import Counters
+from agentcgroup.daemon.experience import Experience
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.ledger import Ledger
 from agentcgroup.daemon.model import (
@@ -25,10 +26,12 @@ from agentcgroup.daemon.model import (
     Level,
     Report,
     Session,
+    Suggestion,
     ToolCall,
     Usage,
     event_id,
 )
+from agentcgroup.daemon.policy import suggest
 from agentcgroup.daemon.policy.admission import CallDefaults, HostView, ParentView, Ruling, SessionView
 from agentcgroup.daemon.policy.grounds import NO_GROUNDS, Grounds
 from agentcgroup.daemon.policy.ladder import Stand
@@ -99,6 +102,10 @@ class Core:
         self._started_at_ns = clock.now_ns()
         self._last_event_number = history.last_event_number
         self._drain: Drain | None = None
+        rules = config.suggest
+        self._experience = Experience(
+            suggest.Rules(rules.quantile, rules.headroom, rules.floor, rules.least_runs, rules.half_life)
+        )
         self.use_config(config)
 
     def use_config(self, config: Config) -> None:
@@ -164,8 +171,14 @@ class Core:
 
     # ---- answering
 
-    def _answer(self, ruling: Ruling, call: ToolCall, expires_at_ns: int | None = None) -> Answer:
-        """The answer that grants `call`."""
+    def _answer(
+        self,
+        ruling: Ruling,
+        call: ToolCall,
+        learned: Suggestion | None = None,
+        expires_at_ns: int | None = None,
+    ) -> Answer:
+        """The answer that grants `call`; `learned` is what runs like it needed."""
         return Answer(
             ruling.decision,
             ruling.message,
@@ -174,7 +187,13 @@ class Core:
             trims=ruling.trims,
             reason=ruling.reason,
             suggestion=ruling.suggestion,
-            notices=(*ruling.notices, *self._unenforced_notices()),
+            notices=(
+                *ruling.notices,
+                *suggest.notices(learned, call.limits),
+                *self._unenforced_notices(),
+            ),
+            learned=learned,
+            learned_applied=suggest.is_applied(learned, call.intent, call.limits),
             expires_at_ns=expires_at_ns,
         )
 

@@ -4,7 +4,8 @@ import asyncio
 import logging
 from typing import Final
 
-from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, LADDER_TIMER, Core, Life
+from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, LADDER_TIMER, Life
+from agentcgroup.daemon.controller.learning import Learning
 from agentcgroup.daemon.model import (
     Action,
     Actor,
@@ -24,6 +25,7 @@ from agentcgroup.daemon.model import (
     Verdict,
 )
 from agentcgroup.daemon.policy import admission, advice, grounds
+from agentcgroup.daemon.policy.suggest import project_of
 from agentcgroup.daemon.policy.verdict import judge
 from agentcgroup.proto.quantity import format_size
 
@@ -51,7 +53,7 @@ _BY_KERNEL: Final = frozenset(
 )
 
 
-class Endings(Core):
+class Endings(Learning):
     # ---- what begins an end
 
     def _main_ended(self, call: ToolCall) -> None:
@@ -163,7 +165,16 @@ class Endings(Core):
         self._call_gone(call)
         report = self._worded(call, verdict, usage, oom.victim)
         call.report = report
-        self._history.record(HistoryEntry(report, call.intent, call.limits, call.decision, call.parent_id))
+        entry = HistoryEntry(
+            report,
+            call.intent,
+            call.limits,
+            call.decision,
+            call.parent_id,
+            project_of(call.intent.labels, session.labels),
+        )
+        self._history.record(entry)
+        self._experience.learn((entry,))
         self._decided(
             Action.ENDED,
             call.session,

@@ -192,6 +192,7 @@ class Standing(Beginnings):
             call.pid = process.pid
             self._follow(call, process)
             return
+        self._reserve_learned(call)
         self._run(call, process, started_at_ns)
         if self._ledger.session(call.session).state is SessionState.CLOSING:
             self._kill(call, KillReason.SESSION_END)

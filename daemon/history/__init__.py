@@ -5,8 +5,7 @@ thread and is meant for `asyncio.to_thread`. Whatever happens to the file, the d
 so: see HistoryStats.
 """
 
-from agentcgroup.daemon.history.commands import command_class
 from agentcgroup.daemon.history.stats import DropCause, HistoryStats
 from agentcgroup.daemon.history.store import DisabledHistory, HistoryStore, open_history
 
-__all__ = ["DisabledHistory", "DropCause", "HistoryStats", "HistoryStore", "command_class", "open_history"]
+__all__ = ["DisabledHistory", "DropCause", "HistoryStats", "HistoryStore", "open_history"]

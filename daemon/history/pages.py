@@ -93,3 +93,16 @@ def read(database: sqlite3.Connection, query: Query) -> tuple[list[HistoryEntry]
             # One row that a later version wrote, or that a hand has changed, must not hide the others.
             LOGGER.warning("history: a row is left out: %s", error)
     return entries, ""
+
+
+def newest(database: sqlite3.Connection, count: int) -> list[HistoryEntry]:
+    """The newest `count` entries, oldest first. Raises sqlite3.Error."""
+    entries: list[HistoryEntry] = []
+    for row in database.execute(
+        f"SELECT {', '.join(rows.COLUMNS)} FROM calls ORDER BY id DESC LIMIT ?", (count,)
+    ):
+        try:
+            entries.append(rows.decode(row))
+        except rows.BadRow as error:
+            LOGGER.warning("history: a row is left out: %s", error)
+    return entries[::-1]

@@ -5,7 +5,6 @@ from typing import Any, Final
 
 import msgspec
 
-from agentcgroup.daemon.history.commands import command_class
 from agentcgroup.daemon.model import (
     CallLimits,
     Decision,
@@ -16,12 +15,14 @@ from agentcgroup.daemon.model import (
     Usage,
     Verdict,
 )
+from agentcgroup.daemon.policy.commands import command_class
 
 # Columns in the order of `encode`, without the row's own id.
 COLUMNS: Final = (
     *("call_id", "session", "parent_call_id", "verdict", "decision", "exit_code", "signal"),
     *("started_at_ns", "ended_at_ns", "duration_ms", "memory_peak_bytes", "cpu_usage_us"),
     *("leftover_processes", "cpu_class", "command_class", "message", "advice", "usage", "intent", "limits"),
+    "project",
 )
 
 # SQLite integers are signed 64 bit (https://www.sqlite.org/datatype3.html).
@@ -68,6 +69,7 @@ def decode(row: Row) -> HistoryEntry:
             else msgspec.json.decode(column["limits"], type=CallLimits),
             decision=Decision(column["decision"]),
             parent_call_id=column["parent_call_id"],
+            project=column["project"],
         )
     except (ValueError, TypeError, msgspec.MsgspecError) as error:
         raise BadRow(f"call {column['call_id']}: {error}") from error
@@ -96,6 +98,7 @@ def _row(entry: HistoryEntry) -> Row:
         _json(report.usage),
         _json(intent),
         None if entry.limits is None else _json(entry.limits),
+        entry.project,
     )
     return checked(row)
 
@@ -140,4 +143,5 @@ def _printable(entry: HistoryEntry) -> HistoryEntry:
             labels=tuple((clean(key), clean(value)) for key, value in intent.labels),
         ),
         parent_call_id=clean(entry.parent_call_id),
+        project=clean(entry.project),
     )

@@ -68,6 +68,7 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
         "CREATE INDEX events_by_session ON events (session, id)",
         "CREATE INDEX calls_by_call ON calls (call_id)",
     ),
+    ("ALTER TABLE calls ADD COLUMN project TEXT NOT NULL DEFAULT ''",),
 )
 
 # How long a statement waits for another process that holds the file.

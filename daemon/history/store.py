@@ -31,7 +31,8 @@ CLOSE_S: Final = 5.0
 
 Answered = TypeVar("Answered")
 # A page and the token of the next one, "" at the end.
-CallPage = tuple[list[HistoryEntry], str]
+Entries = list[HistoryEntry]
+CallPage = tuple[Entries, str]
 EventPage = tuple[list[Event], str]
 
 
@@ -105,6 +106,15 @@ class HistoryStore:
         query = pages.make_query(session, verdict, page_size, page_token)
         nothing: CallPage = ([], "")
         return self._asked(lambda database: pages.read(database, query), nothing)
+
+    def newest(self, count: int) -> Entries:
+        """The newest `count` entries, oldest first; none when the file cannot be read. Blocks on the disk."""
+        nothing: Entries = []
+        try:
+            return self._asked(lambda database: pages.newest(database, count), nothing)
+        except RequestError as error:
+            LOGGER.warning("history: nothing is learned from it: %s", error)
+            return nothing
 
     def events(
         self, session: str = "", call_id: str = "", page_size: int = 0, page_token: str = ""
@@ -244,6 +254,10 @@ class DisabledHistory:
     @property
     def last_event_number(self) -> int:
         return 0
+
+    def newest(self, count: int) -> Entries:
+        """None: nothing is kept."""
+        return []
 
     def list(
         self,

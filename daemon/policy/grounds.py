@@ -1,13 +1,12 @@
 """What a decision was made from, as the decision log keeps it: names with units, numbers, None for what is unknown."""
 
-from collections.abc import Mapping
 from typing import Final
 
-from agentcgroup.daemon.model import CallLimits, Intent, KillReason, OomCounters, Report
+from agentcgroup.daemon.model import CallLimits, Intent, KillReason, OomCounters, Report, Suggestion
 from agentcgroup.daemon.policy.admission import HostView, ParentView, SessionView
 from agentcgroup.proto.quantity import format_duration
 
-Grounds = Mapping[str, int | str | None]
+Grounds = dict[str, int | str | None]
 NO_GROUNDS: Final[Grounds] = {}
 
 
@@ -31,6 +30,17 @@ def of_ruling(
         "parent_call_id": parent.id if parent else None,
         "parent_reserved_bytes": parent.memory_reserved_bytes if parent else None,
         **(of_limits(limits) if limits else {}),
+    }
+
+
+def of_learned(learned: Suggestion | None) -> Grounds:
+    """What earlier runs of the same kind say."""
+    if learned is None:
+        return {}
+    return {
+        "learned_memory_bytes": learned.memory_bytes,
+        "learned_runs": learned.runs,
+        "learned_killed_runs": learned.killed_runs,
     }
 
 

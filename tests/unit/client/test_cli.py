@@ -129,6 +129,12 @@ ROWS: list[Row] = [
         operator.ListEventsResponse(events=[filled(pb.Event)]), [as_json(convert.event(filled(pb.Event)))],
     ),
     (
+        "history suggest --project p pytest tests", "GetSuggestion",
+        operator.OperatorServiceGetSuggestionRequest(command=["pytest", "tests"], project="p"),
+        operator.OperatorServiceGetSuggestionResponse(suggestion=filled(pb.Suggestion)),
+        as_json(convert.suggestion(filled(pb.Suggestion))),
+    ),
+    (
         "explain c1", "ExplainCall", operator.OperatorServiceExplainCallRequest(call_id="c1"),
         operator.OperatorServiceExplainCallResponse(story=filled(pb.Story)), as_json(convert.story(filled(pb.Story))),
     ),

@@ -34,6 +34,8 @@ from tests.unit.client.scripted_daemon import ScriptedDaemon
         ("call set c1 --timeout soon", "'soon' is no duration"),
         ("history --limit 0", "less than 1"),
         ("history --verdict bad", "invalid choice"),
+        ("history events --limit 0", "less than 1"),
+        ("history suggest", "there is no command"),
         ("nonsense", "invalid choice"),
         ("run -- true", "run is native"),
     ],

@@ -72,6 +72,11 @@ AGENT_ROWS: list[Row] = [
         "ExplainCall", lambda c: c.explain("c1"), agent.ExplainCallRequest(call_id="c1"), agent.ExplainCallResponse,
         lambda response: convert.story(response.story),
     ),
+    (
+        "GetSuggestion", lambda c: c.suggestion(["pytest", "-q"], project="p"),
+        agent.GetSuggestionRequest(command=["pytest", "-q"], project="p"), agent.GetSuggestionResponse,
+        lambda response: convert.suggestion(response.suggestion),
+    ),
 ]  # fmt: skip
 OPERATOR_ROWS: list[Row] = [
     (
@@ -131,6 +136,11 @@ OPERATOR_ROWS: list[Row] = [
     (
         "ExplainCall", lambda c: c.explain("c1"), operator.OperatorServiceExplainCallRequest(call_id="c1"),
         operator.OperatorServiceExplainCallResponse, lambda response: convert.story(response.story),
+    ),
+    (
+        "GetSuggestion", lambda c: c.suggestion(["pytest", "-q"], project="p"),
+        operator.OperatorServiceGetSuggestionRequest(command=["pytest", "-q"], project="p"),
+        operator.OperatorServiceGetSuggestionResponse, lambda response: convert.suggestion(response.suggestion),
     ),
     (
         "KillCall", lambda c: c.kill_call("c1", reason="why"), operator.KillCallRequest(call_id="c1", reason="why"),

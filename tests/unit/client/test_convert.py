@@ -26,6 +26,7 @@ READERS: list[tuple[type[Message], Callable[[Any], Any]]] = [
     (pb.Call, convert.call),
     (pb.Session, convert.session),
     (pb.Feedback, convert.feedback),
+    (pb.Suggestion, convert.suggestion),
     (pb.Event, convert.event),
     (pb.Story, convert.story),
     (agent_pb2.GetLimitsResponse, convert.session_limits),

@@ -12,6 +12,7 @@ import pytest
 from google.rpc import code_pb2, status_pb2
 
 from agentcgroup.client.cli import identity
+from agentcgroup.client.cli.session_run import project_label
 from agentcgroup.client.errors import Denied, InvalidRequest
 from agentcgroup.proto.v1 import agent_pb2 as agent, operator_pb2 as operator, types_pb2 as pb
 from tests.unit.client.scripted_daemon import ScriptedDaemon
@@ -22,8 +23,21 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become 
 
 
 @pytest.fixture
-def run(operator_daemon: ScriptedDaemon, agent_daemon: ScriptedDaemon, environment: dict[str, str]) -> Run:
-    """Runs `agentcg session run` against both sockets of a daemon that has made the session."""
+def work_tree(tmp_path: Path) -> Path:
+    tree = tmp_path / "django"
+    (tree / ".git").mkdir(parents=True)
+    (tree / "tests").mkdir()
+    return tree
+
+
+@pytest.fixture
+def run(
+    operator_daemon: ScriptedDaemon,
+    agent_daemon: ScriptedDaemon,
+    environment: dict[str, str],
+    work_tree: Path,
+) -> Run:
+    """Runs `agentcg session run`, in a work tree, against both sockets of a daemon that has made the session."""
 
     def created(request: operator.CreateSessionRequest) -> operator.CreateSessionResponse:
         session = pb.Session(
@@ -51,6 +65,7 @@ def run(operator_daemon: ScriptedDaemon, agent_daemon: ScriptedDaemon, environme
             text=True,
             check=False,
             timeout=60,
+            cwd=work_tree / "tests",
         )
 
     return run_agent
@@ -69,9 +84,19 @@ def test_the_process_that_was_placed_becomes_the_agent(
     assert (placed.name, placed.process.pid) == ("s", int(pid))
     (created,) = operator_daemon.requests("CreateSession")
     assert created == operator.CreateSessionRequest(
-        name="s", budget=pb.Budget(memory_max_bytes=2**32), priority=pb.PRIORITY_HIGH, labels={"a": "b"},
+        name="s", budget=pb.Budget(memory_max_bytes=2**32), priority=pb.PRIORITY_HIGH,
+        labels={"a": "b", "project": "django"},
         owner_uid=os.getuid(), owner_gid=os.getgid(), ends_with_agent=True,
     )  # fmt: skip
+
+
+def test_a_label_that_is_given_goes_before_that_of_the_work_tree(
+    run: Run, operator_daemon: ScriptedDaemon, tmp_path: Path
+) -> None:
+    assert run("s", "--label", "project=mine", "--", "true").returncode == 0
+    (created,) = operator_daemon.requests("CreateSession")
+    assert dict(created.labels) == {"project": "mine"}
+    assert project_label(str(tmp_path)) == {}
 
 
 def test_the_agent_finds_the_launcher_and_nothing_of_the_operators(run: Run) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentcgroup.daemon.history import command_class
+from agentcgroup.daemon.policy.commands import command_class
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,21 @@ from agentcgroup.daemon.history import command_class
         (["pytest", "-q"], "pytest"),
         (["/usr/bin/python3.11", "-m", "pytest", "-x"], "pytest"),
         (["python", "-m", "pip", "install", "x"], "pip install"),
-        (["python3", "train.py"], "python"),
+        (["python3", "-X", "dev", "/src/train.py", "--fast"], "train.py"),
+        (["python3", "-c", "import this"], "python"),
+        (["node", "build/index.js"], "index.js"),
+        (["uv", "run", "--with", "pytest-xdist", "pytest", "-q"], "pytest"),
+        (["uv", "sync"], "uv sync"),
+        (["uvx", "--python", "3.12", "ruff", "check"], "ruff"),
+        (["poetry", "run", "python", "-m", "pytest"], "pytest"),
+        (["npx", "-y", "jest", "--ci"], "jest"),
+        (["bundle", "exec", "rspec"], "rspec"),
+        (["coverage", "run", "-m", "pytest"], "pytest"),
+        (["cargo", "test", "--release"], "cargo test"),
+        (["go", "test", "./..."], "go test"),
+        (["docker", "compose", "up"], "docker compose"),
+        (["bash", "-c", "bash -c 'timeout 5 pytest'"], "pytest"),
+        (["env"] * 9 + ["pytest"], "pytest"),
         (["git", "-C", "/src", "status"], "git status"),
         (["git"], "git"),
         (["make", "-j", "4", "CFLAGS=-O2", "test"], "make test"),
@@ -23,7 +37,8 @@ from agentcgroup.daemon.history import command_class
         (["bash", "-c", "for i in 1 2; do make; done"], "bash"),
         (["bash", "-c", "echo 'unclosed"], "bash"),
         (["bash", "-c", ""], "bash"),
-        (["bash", "script.sh"], "bash"),
+        (["bash", "/src/script.sh"], "script.sh"),
+        (["/src/script.sh"], "script.sh"),
         (["./configure"], "configure"),
         (["sha256sum", "x"], "sha256sum"),
         (["x" * 500], "x" * 64),
