@@ -5,21 +5,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
-
-static int64_t now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 // With standard streams closed the socket could become stderr, and complaints would go to the daemon.
 static int above_standard_streams(int fd)
@@ -66,15 +56,19 @@ static int connect_to_daemon(const struct options *options)
 	struct sockaddr_un address = {0};
 	int fd, dir_fd, error, result;
 
-	fd = above_standard_streams(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+	fd = above_standard_streams(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 	if (fd < 0)
 		return -1;
-	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
 	error = socket_address(options->session_dir, &address, &dir_fd);
 	if (error == 0) {
-		do
-			result = connect(fd, (struct sockaddr *)&address, sizeof(address));
-		while (result < 0 && errno == EINTR);
+		result = connect(fd, (struct sockaddr *)&address, sizeof(address));
+		if (result < 0 && errno == EAGAIN) {
+			setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+			fcntl(fd, F_SETFL, 0);
+			do
+				result = connect(fd, (struct sockaddr *)&address, sizeof(address));
+			while (result < 0 && errno == EINTR);
+		}
 		error = result < 0 ? errno : 0;
 	}
 	if (dir_fd >= 0)
@@ -87,17 +81,15 @@ static int connect_to_daemon(const struct options *options)
 	return fd;
 }
 
-// Receives one packet before `deadline_ms` (-1: never ends). NULL, or the cause.
-static const char *receive(int fd, struct packet *answer, int64_t deadline_ms)
+// Receives one packet within `wait_ms` (-1: for ever). NULL, or the cause. No clock is read: no signal is handled here, and
+// the kernel counts on when this process was stopped.
+static const char *receive(int fd, struct packet *answer, int wait_ms)
 {
 	for (;;) {
 		struct pollfd readable = {.fd = fd, .events = POLLIN};
-		int64_t left_ms = deadline_ms < 0 ? -1 : deadline_ms - now_ms();
 		ssize_t n;
 
-		if (deadline_ms >= 0 && left_ms < 0)
-			left_ms = 0;
-		switch (poll(&readable, 1, (int)left_ms)) {
+		switch (poll(&readable, 1, wait_ms)) {
 		case 0:
 			return "it did not answer in time";
 		case -1:
@@ -120,26 +112,29 @@ static const char *receive(int fd, struct packet *answer, int64_t deadline_ms)
 const char *ask(const struct options *options, struct packet *request, struct packet *answer, struct reply *reply,
                 void (*on_queued)(const struct options *, const struct reply *))
 {
-	int64_t deadline_ms = now_ms() + options->wait_ms;
+	int wait_ms = options->wait_ms;
 	const char *cause = NULL;
 	bool queued = false;
 	int fd = connect_to_daemon(options);
 
 	if (fd < 0)
 		return errno == EAGAIN ? "it did not accept the connection in time" : strerror(errno);
-	while (send(fd, request->bytes, request->used, MSG_NOSIGNAL) < 0)
-		if (errno != EINTR) {
-			cause = strerror(errno);
-			break;
-		}
+	while (send(fd, request->bytes, request->used, MSG_NOSIGNAL) < 0) {
+		struct pollfd writable = {.fd = fd, .events = POLLOUT};
+
+		if (errno == EINTR || (errno == EAGAIN && poll(&writable, 1, wait_ms) > 0))
+			continue;
+		cause = strerror(errno);
+		break;
+	}
 	while (!cause) {
-		cause = receive(fd, answer, deadline_ms);
+		cause = receive(fd, answer, wait_ms);
 		if (!cause)
 			cause = reply_parse(answer, reply);
 		if (cause || reply->status != STATUS_QUEUED)
 			break;
 		// The daemon bounds the wait of a queued request itself, and refuses it then.
-		deadline_ms = -1;
+		wait_ms = -1;
 		if (!queued)
 			on_queued(options, reply);
 		queued = true;

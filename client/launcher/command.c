@@ -69,12 +69,12 @@ int command_find(const char *name, char path[static MOST_PATH])
 	}
 }
 
-void command_execute(const char *path, char **argv)
+void command_execute(const char *path, char **argv, char **environment)
 {
 	char **script;
 	size_t count = 0;
 
-	execve(path, argv, environ);
+	execve(path, argv, environment);
 	if (errno != ENOEXEC)
 		return;
 	// A script without a #! line: POSIX has execvp and every shell give it to sh.
@@ -86,7 +86,7 @@ void command_execute(const char *path, char **argv)
 	script[0] = "/bin/sh";
 	script[1] = (char *)path;
 	memcpy(script + 2, argv + 1, count * sizeof(*script));
-	execve(script[0], script, environ);
+	execve(script[0], script, environment);
 	free(script);
 	errno = ENOEXEC;
 }

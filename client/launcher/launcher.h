@@ -61,12 +61,12 @@ const char *status_name(enum status status);
 // ---- options.c: the command line of `agentcg run` ----
 
 struct options {
-	char session_dir[MOST_PATH]; // absolute
 	bool run_if_unreachable;
 	int wait_ms; // for an answer
 	bool json;
 	bool quiet;
 	char **command; // NULL-terminated, at least one
+	char session_dir[MOST_PATH]; // absolute
 };
 
 // Reads options and environment into `options`, and into `request` what the daemon is to know. Ends the process on a
@@ -80,12 +80,25 @@ void options_parse(int argc, char **argv, struct options *options, struct packet
 const char *ask(const struct options *options, struct packet *request, struct packet *answer, struct reply *reply,
                 void (*on_queued)(const struct options *, const struct reply *));
 
+// ---- environment.c: what the tool finds ----
+
+// Variables that the launcher itself sets.
+enum { ENVIRONMENT_OWN = 2 };
+// How many pointers a list needs that holds this process's environment, all that `answer` may add, and the launcher's own.
+size_t environment_room(struct packet *answer);
+// Fills `list` with this process's environment.
+void environment_start(char **list);
+// Sets a NAME=VALUE, which stays the caller's, whatever was there before.
+void environment_set(char **list, char *variable);
+// Sets it unless there is one of that name.
+void environment_default(char **list, char *variable);
+
 // ---- command.c: finding and executing programs ----
 
 // Finds `name` as a shell does. Returns 0 and fills `path`, or EXIT_NOT_FOUND, EXIT_NOT_EXECUTABLE and errno.
 int command_find(const char *name, char path[static MOST_PATH]);
 // Executes `path`; comes back only on failure, with errno set.
-void command_execute(const char *path, char **argv);
+void command_execute(const char *path, char **argv, char **environment);
 // Executes the Python command line for every subcommand but `run`. Returns an exit status when it cannot.
 int python_execute(int argc, char **argv);
 

@@ -2,7 +2,6 @@
 #include "launcher.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -79,23 +78,6 @@ static void without_answer(const struct options *options, const char *cause)
 		exit(EXIT_UNREACHABLE);
 }
 
-static void out_of_memory(void)
-{
-	complain("out of memory", NULL);
-	exit(EXIT_INTERNAL);
-}
-
-// Whether the caller has the variable of NAME=VALUE in the environment already, whatever its value.
-static bool is_set(const char *variable)
-{
-	size_t length = (size_t)(strchr(variable, '=') - variable) + 1;
-
-	for (char **each = environ; *each; each++)
-		if (strncmp(*each, variable, length) == 0)
-			return true;
-	return false;
-}
-
 // Ends the process when the answer is no.
 static void with_answer(const struct options *options, const struct reply *reply)
 {
@@ -118,25 +100,46 @@ static void with_answer(const struct options *options, const struct reply *reply
 	}
 	if (!placed)
 		exit(exit_status);
-	for (char *env = packet_next(&answer, "env", NULL); env; env = packet_next(&answer, "env", env))
-		if (putenv(env) != 0)
-			out_of_memory();
+}
+
+// The answer's variables and the launcher's own; `own` is where those are kept.
+static void fill_environment(char **list, const struct options *options, char *own)
+{
+	size_t length = strlen(options->session_dir);
+	char *feedback = own + sizeof(ENV_SESSION_DIR "=") + length;
+
+	environment_start(list);
+	for (char *set = packet_next(&answer, "env", NULL); set; set = packet_next(&answer, "env", set))
+		environment_set(list, set);
 	for (char *set = packet_next(&answer, "default", NULL); set; set = packet_next(&answer, "default", set))
-		if (!is_set(set) && putenv(set) != 0)
-			out_of_memory();
+		environment_default(list, set);
+	strcpy(own, ENV_SESSION_DIR "=");
+	strcat(own, options->session_dir);
+	environment_set(list, own);
+	strcpy(feedback, ENV_FEEDBACK "=");
+	strcat(feedback, options->session_dir);
+	strcat(feedback, "/" FEEDBACK_NAME);
+	environment_set(list, feedback);
+}
+
+// Becomes the tool; comes back only on failure, with errno set. A frame of its own, because its size is known only now.
+static void become(const char *path, const struct options *options)
+{
+	char *list[environment_room(&answer)];
+	char own[2 * strlen(options->session_dir) + sizeof(ENV_SESSION_DIR "=" ENV_FEEDBACK "=/" FEEDBACK_NAME) + 1];
+
+	fill_environment(list, options, own);
+	command_execute(path, options->command, list);
 }
 
 static int run(int argc, char **argv)
 {
 	static struct options options;
-	static char path[MOST_PATH], feedback[MOST_PATH + sizeof(FEEDBACK_NAME)];
-	struct sigaction ignore = {.sa_handler = SIG_IGN}, before;
+	static char path[MOST_PATH];
 	struct reply reply;
 	const char *cause;
 	int status;
 
-	// Nobody reading stderr is no reason to lose the tool; the tool gets the disposition that was.
-	sigaction(SIGPIPE, &ignore, &before);
 	options_parse(argc, argv, &options, &request);
 	// Looked for before the daemon is asked: a misspelt command should not wait for room.
 	status = command_find(options.command[0], path);
@@ -149,12 +152,7 @@ static int run(int argc, char **argv)
 		without_answer(&options, cause);
 	else
 		with_answer(&options, &reply);
-	strcpy(feedback, options.session_dir);
-	strcat(feedback, "/" FEEDBACK_NAME);
-	if (setenv(ENV_SESSION_DIR, options.session_dir, 1) != 0 || setenv(ENV_FEEDBACK, feedback, 1) != 0)
-		out_of_memory();
-	sigaction(SIGPIPE, &before, NULL);
-	command_execute(path, options.command);
+	become(path, &options);
 	status = errno == ENOENT || errno == ENOTDIR ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE;
 	complain(options.command[0], ": ", strerror(errno), NULL);
 	return status;

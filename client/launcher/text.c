@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <string.h>
@@ -103,7 +104,14 @@ void text_add_number(struct text *text, int number)
 
 void text_write(const struct text *text, int fd)
 {
+	struct sigaction ignore = {.sa_handler = SIG_IGN}, before;
 	size_t written = 0;
+
+	// Most launches have nothing to say.
+	if (text->used == 0)
+		return;
+	// Nobody reading stderr is no reason to lose the tool; the tool gets the disposition that was.
+	sigaction(SIGPIPE, &ignore, &before);
 
 	while (written < text->used) {
 		ssize_t n = write(fd, text->bytes + written, text->used - written);
@@ -115,11 +123,12 @@ void text_write(const struct text *text, int fd)
 			struct pollfd writable = {.fd = fd, .events = POLLOUT};
 
 			if (poll(&writable, 1, 1000) == 0)
-				return;
+				break;
 		} else if (errno != EINTR) {
-			return;
+			break;
 		}
 	}
+	sigaction(SIGPIPE, &before, NULL);
 }
 
 void complain(const char *first, ...)
