@@ -10,7 +10,8 @@
  *   spawner hold COUNT CMD..              COUNT of them at once, until stdin ends
  *
  * PLAN is lines of tab-separated fields. A way of starting, numbered from 0: "spawn CMD..", or in a new child cgroup of
- * PARENT: "place PARENT CMD.." (the child moves itself), "clone3 PARENT CMD.." (it is born there). Then "order N N ..".
+ * PARENT: "place PARENT CMD.." (the child moves itself), "clone3 PARENT CMD.." (it is born there), "move PARENT CMD.." (as
+ * place, and the cgroup is made before the time runs). Then "order N N ..".
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,7 +33,7 @@
 #define MOST_WAYS 16
 #define MOST_ARGS 64
 
-enum method { SPAWN, PLACE, CLONE3 };
+enum method { SPAWN, PLACE, CLONE3, MOVE };
 
 struct way {
 	enum method method;
@@ -133,6 +134,18 @@ static int reap(pid_t pid)
 	return status;
 }
 
+static int open_new(const struct way *way, const char *path, const char *procs)
+{
+	int fd;
+
+	if (mkdir(path, 0755) < 0)
+		die(path);
+	fd = way->method == CLONE3 ? open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : open(procs, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		die(path);
+	return fd;
+}
+
 /* One start in one of the ways; the removal of the cgroup is not part of the time. */
 static uint64_t timed(const struct way *way, unsigned long number, int *status)
 {
@@ -145,17 +158,14 @@ static uint64_t timed(const struct way *way, unsigned long number, int *status)
 		snprintf(path, sizeof(path), "%s/b%lu", way->parent, number);
 		snprintf(procs, sizeof(procs), "%s/cgroup.procs", path);
 	}
+	if (way->method == MOVE)
+		fd = open_new(way, path, procs);
 	begin = now_ns();
-	if (way->method != SPAWN) {
-		if (mkdir(path, 0755) < 0)
-			die(path);
-		fd = way->method == PLACE ? open(procs, O_WRONLY | O_CLOEXEC)
-					  : open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (fd < 0)
-			die(path);
-	}
+	if (way->method == PLACE || way->method == CLONE3)
+		fd = open_new(way, path, procs);
 	switch (way->method) {
 	case PLACE:
+	case MOVE:
 		pid = start_placed((char **)way->argv, fd);
 		break;
 	case CLONE3:
@@ -207,6 +217,7 @@ static int read_plan(const char *path, struct way *ways, unsigned char **order, 
 		}
 		ways[count].method = strcmp(field, "place") == 0    ? PLACE
 				     : strcmp(field, "clone3") == 0 ? CLONE3
+				     : strcmp(field, "move") == 0   ? MOVE
 								    : SPAWN;
 		if (ways[count].method != SPAWN)
 			ways[count].parent = strsep(&rest, "\t");

@@ -3,7 +3,7 @@
 import random
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,11 +22,12 @@ class Method(StrEnum):
     SPAWN = "spawn"
     PLACE = "place"
     CLONE3 = "clone3"
+    MOVE = "move"
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way of starting. `parent`: the cgroup in which PLACE and CLONE3 make theirs."""
+    """One way of starting. `parent`: the cgroup in which PLACE, MOVE and CLONE3 make theirs."""
 
     name: str
     method: Method
@@ -143,17 +144,23 @@ def _load(command: list[str], cgroup: Path) -> Load:
     )
 
 
-def _run(command: list[str], cgroup: Path) -> list[list[str]]:
-    """Run the spawner in `cgroup` and read its lines."""
+def entering(cgroup: Path) -> Callable[[], None]:
+    """What a child does before its exec to live in `cgroup`."""
 
     def enter() -> None:
         (cgroup / "cgroup.procs").write_text("0")
+
+    return enter
+
+
+def _run(command: list[str], cgroup: Path) -> list[list[str]]:
+    """Run the spawner in `cgroup` and read its lines."""
 
     # What the started programs say is of interest only when something went wrong: a launcher without a
     # daemon says so a thousand times.
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         ran = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=said, text=True, check=False, preexec_fn=enter
+            command, stdout=subprocess.PIPE, stderr=said, text=True, check=False, preexec_fn=entering(cgroup)
         )
         said.seek(0)
         last_words = said.read()[-2000:]

@@ -4,6 +4,7 @@ here.
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,8 +90,19 @@ class Subject:
         return total
 
     def calls_left(self) -> int:
-        """Cgroups of calls that exist now."""
-        return sum(1 for entry in os.scandir(self.root / SESSION / "calls") if entry.is_dir())
+        """Cgroups of calls in which a process is left; one that is prepared for the next call is empty."""
+        left = 0
+        for events in (self.root / SESSION / "calls").glob("*/cgroup.events"):
+            with contextlib.suppress(OSError):
+                left += "populated 1" in events.read_text()
+        return left
+
+    def placements(self) -> dict[str, int]:
+        """How many processes came into their calls by which door so far."""
+        found = re.findall(
+            r'^agentcgroup_placement_seconds_count{door="(\w+)"} ([0-9.]+)$', self.metrics(), re.M
+        )
+        return {door: int(float(count)) for door, count in found}
 
     def await_no_calls(self, within_s: float) -> float:
         """Wait until every call is over and gone; how long that took. Raises BenchError."""
