@@ -130,6 +130,13 @@ def test_the_sandbox_of_the_unit_lets_the_daemon_have_its_programs() -> None:
     assert {kind for kind, _ in bpf_objects.of_process(pid)} == {"prog", "map", "link"}
 
 
+def test_the_sandbox_of_the_unit_lets_the_doors_thread_go_first() -> None:
+    tasks = Path(f"/proc/{shown('MainPID')}/task").iterdir()
+    (door,) = [int(task.name) for task in tasks if (task / "comm").read_text() == "door\n"]
+    # SCHED_DEADLINE, sched(7); not in the os module of Python 3.11.
+    assert os.sched_getscheduler(door) == 6
+
+
 def test_the_daemon_outlives_its_tools_and_passes_that_on_to_nobody(alive: Alive) -> None:
     daemon = int(shown("MainPID"))
     assert int(Path(f"/proc/{daemon}/oom_score_adj").read_text()) == -900

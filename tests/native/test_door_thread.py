@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from agentcgroup.daemon.door.native import LIBRARY, NativeDoor, load, open_door
+from tests.running import wait_until
 
 SOURCES = LIBRARY.parent
+# sched(7); not in the os module of Python 3.11.
+_SCHED_DEADLINE = 6
 FUZZ = Path(__file__).with_name("door_fuzz.py")
 
 
@@ -47,3 +50,22 @@ def test_without_the_library_python_serves_everybody(
 
     assert asyncio.run(opened()) is None
     assert "every launch waits for Python" in caplog.text
+
+
+def policies() -> set[int]:
+    """How threads of this process that are called "door" are scheduled."""
+    return {
+        os.sched_getscheduler(int(task.name))
+        for task in Path("/proc/self/task").iterdir()
+        if (task / "comm").read_text() == "door\n"
+    }
+
+
+def test_it_goes_first_and_the_kernel_bounds_it() -> None:
+    async def opened() -> None:
+        door = NativeDoor(load())
+        # The thread begins to run in its own time.
+        wait_until(lambda: policies() == {_SCHED_DEADLINE}, what="deadline scheduling")
+        door.close()
+
+    asyncio.run(opened())
