@@ -125,7 +125,7 @@ bench-launch: setup ## Measure what a call costs, against fork+exec and systemd-
 bpf-stats: setup ## Print the verifier's figures of every BPF program, here or in the guest (KERNEL=7.3), JSON under build/bpf-stats
 	@if [ -n "$(KERNEL)" ]; then \
 	    vm/run --kernel $(KERNEL) --share bench --out build/bpf-stats/$(KERNEL) -- \
-	        /opt/agentcgroup/bin/python /mnt/share/bench/bpf_stats.py --out /mnt/out/figures.json; \
+	        /opt/agentcgroup/bin/python /mnt/share/bench/bpf_stats.py --check --out /mnt/out/figures.json; \
 	else $(VENV)/bin/python -m bench.bpf_stats --out build/bpf-stats/here/figures.json; fi
 
 ## ---- documentation and packages ------------------------------------------------------------------------------------

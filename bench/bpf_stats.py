@@ -3,7 +3,8 @@
     python -m bench.bpf_stats --out build/bpf-stats/here.json
     python -m bench.bpf_stats --compare build/bpf-stats/here.json    which figures differ from those
 
-Needs root. A program that this kernel does not take is listed with its answer; it is no failure unless nothing loads.
+Needs root. A program that this kernel does not take is listed with its answer. With --check it is a failure when an object
+does not load, or when a program takes the verifier more than VERIFIED_MAX instructions.
 """
 
 import argparse
@@ -16,11 +17,15 @@ from pathlib import Path
 from typing import Final
 
 import agentcgroup.bpf
+from agentcgroup.bpf import features
 from agentcgroup.bpf.libbpf import BpfError
 from agentcgroup.bpf.programs import Programs
 
 # "processed 312 insns (limit 1000000) max_states_per_insn 1 total_states 22 peak_states 22 mark_read 5"
 _PROCESSED: Final = re.compile(r"processed (\d+) insns .* total_states (\d+) peak_states (\d+)")
+# Instructions that the verifier may walk for one program: a tenth of what the kernel allows at most
+# (BPF_COMPLEXITY_LIMIT_INSNS), so that a kernel whose verifier is less clever still takes it.
+VERIFIED_MAX: Final = 100_000
 # Programs of these kinds may be missing on a kernel; anything else has to load.
 _OPTIONAL: Final = ("fentry/", "fexit/")
 
@@ -39,13 +44,23 @@ class Figures:
     peak_states: int
 
 
-def measure(path: Path) -> tuple[list[Figures], list[str]]:
-    """The figures of the object's programs, and what is missing with the reason."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One object. `missing`: programs that this kernel does not take. `failure`: why nothing of it loads, else ""."""
+
+    object: str
+    figures: list[Figures]
+    missing: list[str]
+    failure: str = ""
+
+
+def measure(path: Path) -> Measured:
+    """Loads the object and asks the verifier."""
     name = path.name.removesuffix(".bpf.o")
     try:
         programs = Programs(path, optional=_OPTIONAL, with_statistics=True)
     except BpfError as error:
-        return [], [f"{name}: {error}"]
+        return Measured(name, [], [], str(error))
     with programs:
         figures = []
         for one in programs.statistics():
@@ -54,7 +69,46 @@ def measure(path: Path) -> tuple[list[Figures], list[str]]:
             figures.append(
                 Figures(name, one.name, one.section, one.instructions, one.jited_bytes, walked, total, peak)
             )
-        return figures, [f"{name}: {one.name}: {one.reason}" for one in programs.absent]
+        return Measured(name, figures, [f"{one.name}: {one.reason}" for one in programs.absent])
+
+
+def measure_all() -> list[Measured]:
+    """Every object of the installed package."""
+    return [measure(path) for path in sorted(Path(agentcgroup.bpf.__file__).parent.glob("*.bpf.o"))]
+
+
+def faults(measured: list[Measured], *, has_sched_ext: bool) -> list[str]:
+    """What a build must not have. The scheduler is for kernels that take one."""
+    found = [
+        f"{one.object} does not load: {one.failure}"
+        for one in measured
+        if one.failure and (one.object != "scheduler" or has_sched_ext)
+    ]
+    return found + [
+        f"{each.object}/{each.program}: {each.verified} instructions for the verifier, bound {VERIFIED_MAX}"
+        for one in measured
+        for each in one.figures
+        if each.verified > VERIFIED_MAX
+    ]
+
+
+def write(measured: list[Measured], path: Path) -> None:
+    """The figures as JSON."""
+    content = {
+        "kernel": platform.release(),
+        "programs": [asdict(each) for one in measured for each in one.figures],
+        "missing": _missing(measured),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _missing(measured: list[Measured]) -> list[str]:
+    return [
+        f"{one.object}: {line}"
+        for one in measured
+        for line in ([one.failure] if one.failure else one.missing)
+    ]
 
 
 def table(figures: list[Figures]) -> str:
@@ -74,16 +128,17 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     parser.add_argument("--compare", type=Path, help="JSON of an earlier run to print differences from")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="fail when an object does not load or a program has outgrown its bound",
+    )
     arguments = parser.parse_args()
-    figures: list[Figures] = []
-    missing: list[str] = []
-    for path in sorted(Path(agentcgroup.bpf.__file__).parent.glob("*.bpf.o")):
-        found, absent = measure(path)
-        figures += found
-        missing += absent
+    measured = measure_all()
+    figures = [each for one in measured for each in one.figures]
     print(f"kernel {platform.release()}")
     print(table(figures))
-    for line in missing:
+    for line in _missing(measured):
         print(f"missing: {line}")
     if arguments.compare:
         before = {
@@ -97,14 +152,11 @@ def main() -> int:
                     f"changed: {one.object}/{one.program}: {earlier} -> {one.verified} verified instructions"
                 )
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "kernel": platform.release(),
-            "programs": [asdict(one) for one in figures],
-            "missing": missing,
-        }
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
-    return 0 if figures else 1
+        write(measured, arguments.out)
+    wrong = faults(measured, has_sched_ext=features.sched_ext().is_available) if arguments.check else []
+    for line in wrong:
+        print(f"fault: {line}", file=sys.stderr)
+    return 0 if figures and not wrong else 1
 
 
 if __name__ == "__main__":

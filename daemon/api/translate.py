@@ -126,9 +126,17 @@ def read_transparent(message: pb.TransparentRule) -> model.TransparentRule:
         )
     rule = model.TransparentRule(scope, tuple(message.include), tuple(message.exclude))
     try:
-        return parse_rule(str(rule))
+        read = parse_rule(str(rule))
     except BadRule as error:
         raise RequestError(Kind.INVALID, f"transparent: {error}", "", "transparent") from error
+    if read != rule:
+        raise RequestError(
+            Kind.INVALID,
+            "transparent has a pattern with a comma, or with space around it",
+            "match these with ?",
+            "transparent",
+        )
+    return rule
 
 
 def read_labels(labels: Mapping[str, str]) -> model.Labels:

@@ -3,7 +3,6 @@
 There is no scheduler that holds them here, so a tool that is to be placed lives for a moment.
 """
 
-import contextlib
 import os
 import shutil
 import signal
@@ -16,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from agentcgroup.bpf import features
-from agentcgroup.client import Call, Client, HistoryEntry, InvalidRequest, OperatorClient, Verdict
+from agentcgroup.client import Client, InvalidRequest, OperatorClient, Verdict
 from agentcgroup.client.errors import ClientError
 from tests.ear import Ear
 from tests.running import LAUNCHER, RunningDaemon, running_daemon, wait_until
+from tests.shell_agent import Agent, cgroup_of
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="making cgroups needs root"),
@@ -41,56 +41,6 @@ def operator(daemon: RunningDaemon) -> Iterator[OperatorClient]:
         yield client
 
 
-class Agent:
-    """An agent runtime in a session of its own: a shell that a test tells what to do."""
-
-    def __init__(self, daemon: RunningDaemon, operator: OperatorClient, rule: str, name: str) -> None:
-        self.daemon, self.operator, self.name = daemon, operator, name
-        self.shell = subprocess.Popen(
-            [str(LAUNCHER), "session", "run", name, "--memory", "2G", "--transparent", rule, "--", "bash"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"AGENTCGROUP_OPERATOR_SOCKET": str(daemon.operator_socket)},
-        )
-        self.run(":")
-
-    def run(self, script: str) -> str:
-        """Runs `script` to its end; what it said."""
-        assert self.shell.stdin is not None and self.shell.stdout is not None
-        self.shell.stdin.write(f"{script}\necho done-$?\n")
-        self.shell.stdin.flush()
-        said = ""
-        while not (line := self.shell.stdout.readline()).startswith("done-"):
-            assert line, "the agent has ended"
-            said += line
-        return said
-
-    def begin(self, script: str) -> None:
-        """As `run`, without waiting."""
-        assert self.shell.stdin is not None
-        self.shell.stdin.write(f"{script}\n")
-        self.shell.stdin.flush()
-
-    def calls(self, count: int = 1) -> list[Call]:
-        """The live calls, when there are `count`."""
-        wait_until(lambda: len(self.operator.calls(self.name)) == count, what=f"{count} calls")
-        return self.operator.calls(self.name)
-
-    def ended(self, count: int = 1) -> list[HistoryEntry]:
-        """The calls that have ended, oldest first, when there are `count`."""
-        wait_until(lambda: len(list(self.operator.history(self.name))) >= count, what=f"{count} ended calls")
-        return list(reversed(list(self.operator.history(self.name))))
-
-    def commands(self, count: int = 1) -> list[tuple[str, ...]]:
-        return [entry.intent.command for entry in self.ended(count)]
-
-    def end(self) -> None:
-        with contextlib.suppress(ClientError):
-            self.operator.remove_session(self.name)
-        self.shell.communicate(timeout=30)
-
-
 @pytest.fixture
 def agent(
     daemon: RunningDaemon, operator: OperatorClient, request: pytest.FixtureRequest
@@ -100,11 +50,6 @@ def agent(
     )
     yield agent
     agent.end()
-
-
-def cgroup_of(pid: int) -> str:
-    lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
-    return next(line for line in lines if line.startswith("0::"))
 
 
 def test_a_command_of_the_agent_is_a_call_without_having_asked(agent: Agent) -> None:
