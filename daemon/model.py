@@ -279,6 +279,8 @@ class CallMemory:
     current_bytes: int | None = None
     # What reclaim cannot take: anonymous memory, shared memory, the kernel's own; swap is not in it.
     held_bytes: int | None = None
+    # Net growth around the last time it was charged for anything; it may have stopped growing since.
+    growth_bytes_per_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,9 +52,14 @@ class Ladders(Endings):
         if not call.is_live:
             return
         climb = self._lives[call.id].climb
-        climb.high_bytes = call.limits.memory_high_bytes
-        # What it has reached already was not listened to.
-        self._look(call, climb)
+        climb.high_bytes = soft_bytes = self._rules(call).soft_bytes
+        try:
+            if soft_bytes != call.limits.memory_high_bytes:
+                self._host.limit_softly(call.id, soft_bytes)
+            # What it has reached already is told again as long as it goes on growing.
+            self._listen(call, climb, True)
+        except RequestError as error:
+            log.warning("%s/%s: it has no soft limit: %s", call.session, call.id, error.cause)
 
     def memory_throttled(self, call_id: str) -> None:
         life = self._lives.get(call_id)
@@ -110,12 +115,14 @@ class Ladders(Endings):
             return
         rules, memory = self._rules(call), self._host.call_memory(call.id)
         held = memory.held_bytes if memory.held_bytes is not None else memory.current_bytes
+        # The kernel's rate is that of the last charge, and so of now only when a charge has woken us.
+        growth = memory.growth_bytes_per_s if woken else None
         room, others = 0, 0
         if rules.on_exceed is OnExceed.EXTEND and held is not None and held > rules.reserved_bytes // 2:
             # It may be about to be extended, before which whatever stands in reserve gives way.
             self.withdraw_standing()
             room, others = self._room(call)
-        done = ladder.step(rules, climb.stand, Seen(now_ms, held, room, others))
+        done = ladder.step(rules, climb.stand, Seen(now_ms, held, room, others, growth))
         climb.stand = done.stand
         for act in done.acts:
             self._do(call, done, act, memory)

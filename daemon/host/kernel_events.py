@@ -120,6 +120,10 @@ class KernelEvents:
         """By cgroup id; empty where the kernel does not tell."""
         return self._memory.growth() if self._memory else {}
 
+    def growth_bytes_per_s(self, cgroup_id: int) -> int | None:
+        """Of one cgroup, around its last charge; None where the kernel does not tell."""
+        return self._memory.rate_bytes_per_s(cgroup_id) if self._memory is not None else None
+
     def close(self) -> None:
         """Detaches and unloads everything."""
         self._loop.remove_reader(self._lifecycle.fileno())

@@ -18,7 +18,7 @@ from agentcgroup.cgroups.membership import cgroup_of
 from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.host import kernel_events, processes, stderr
+from agentcgroup.daemon.host import kernel_events, processes
 from agentcgroup.daemon.host.door import door_for
 from agentcgroup.daemon.host.exits import ExitSource, ExitWatch
 from agentcgroup.daemon.host.groups import (
@@ -31,6 +31,7 @@ from agentcgroup.daemon.host.groups import (
 )
 from agentcgroup.daemon.host.pidfd import cgroup_id
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
+from agentcgroup.daemon.host.stderr import LastWords
 from agentcgroup.daemon.model import (
     Budget,
     CallLimits,
@@ -96,9 +97,7 @@ class LinuxHost:
         self._events = EventWatch()
         self._watched: dict[int, Callable[[], None]] = {}
         self._watch_of_call: dict[str, int] = {}
-        # Main processes of calls, by pid, and what is kept of those that are limited.
-        self._pidfds: dict[int, int] = {}
-        self._stderrs: dict[str, int] = {}
+        self._last_words = LastWords()
         self._listener: HostListener | None = None
         self._self = psutil.Process()
         self._kernel_events = events
@@ -273,9 +272,12 @@ class LinuxHost:
 
     def call_memory(self, call_id: str) -> CallMemory:
         group = self._calls.get(call_id)
-        return (
-            memory_of(group.cgroup) if group is not None and "memory" in self._controllers else CallMemory()
-        )
+        if group is None or "memory" not in self._controllers:
+            return CallMemory()
+        memory = memory_of(group.cgroup)
+        if self._kernel_events is None:
+            return memory
+        return replace(memory, growth_bytes_per_s=self._kernel_events.growth_bytes_per_s(group.cgroup.id))
 
     def apply_limits(self, call: ToolCall, limits: CallLimits) -> None:
         with _kernel(f"changing the limits of call {call.id}"):
@@ -376,27 +378,20 @@ class LinuxHost:
     def watch_process(
         self, process: Process, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]
     ) -> None:
-        self._pidfds[process.pid] = process.pidfd
+        self._last_words.know(process)
 
         def known(status: ExitStatus) -> None:
-            if self._pidfds.get(process.pid) == process.pidfd:
-                del self._pidfds[process.pid]
+            self._last_words.forget(process)
             os.close(process.pidfd)
             on_status(status)
 
         self._exits.watch(process.pidfd, on_exit, known, pid=process.pid)
 
     def hold_stderr(self, call: ToolCall) -> None:
-        pidfd = self._pidfds.get(call.pid)
-        if pidfd is not None and call.id not in self._stderrs:
-            fd = stderr.take(pidfd)
-            if fd is not None:
-                self._stderrs[call.id] = fd
+        self._last_words.hold(call.id, call.pid)
 
     def say_last(self, call_id: str, line: str) -> None:
-        fd = self._stderrs.pop(call_id, None)
-        if fd is not None:
-            asyncio.get_running_loop().run_in_executor(None, stderr.finish, fd, line)
+        self._last_words.say(call_id, line)
 
     def forget_process(self, pidfd: int) -> None:
         self._exits.forget(pidfd)

@@ -55,6 +55,11 @@ class MemoryWatch:
         """Of every cgroup that was charged since it was opened; one system call."""
         return {cgroup_id: _growth(one) for cgroup_id, one in self._program.growth().items()}
 
+    def rate_bytes_per_s(self, cgroup_id: int) -> int | None:
+        """Of one cgroup, around its last charge; None when there was none."""
+        growth = self._program.growth_of(cgroup_id)
+        return growth.rate_bytes_per_s if growth is not None else None
+
     def completed(self, usage: Usage, cgroup_id: int) -> Usage:
         """`usage` with how the cgroup grew; a cgroup that was never charged did not."""
         growth = self._program.growth_of(cgroup_id)

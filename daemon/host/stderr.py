@@ -9,6 +9,7 @@ could write itself is written to: a descriptor open for writing; a pipe, a socke
 system, because a write to a file of proc, sysfs or cgroupfs means something else when it comes from here.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import errno
@@ -17,6 +18,8 @@ import os
 import socket
 import stat
 from typing import Final
+
+from agentcgroup.daemon.ports import Process
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_PIDFD_GETFD: Final = 438  # the same on every architecture, kernel 5.6
@@ -86,7 +89,7 @@ def write_line(fd: int, text: str) -> bool:
     return False
 
 
-def finish(fd: int, text: str) -> None:
+def _finish(fd: int, text: str) -> None:
     """Writes the line, if there is one, and closes what `take` gave. For a thread: a full disk is nobody else's business."""
     try:
         if text:
@@ -105,3 +108,33 @@ def _send(fd: int, data: bytes) -> bool:
         raise
     finally:
         duplicate.close()
+
+
+class LastWords:
+    """What is kept of the main processes of limited calls. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._pidfds: dict[int, int] = {}
+        self._taken: dict[str, int] = {}
+
+    def know(self, process: Process) -> None:
+        """`process.pidfd` stays open until `forget`."""
+        self._pidfds[process.pid] = process.pidfd
+
+    def forget(self, process: Process) -> None:
+        if self._pidfds.get(process.pid) == process.pidfd:
+            del self._pidfds[process.pid]
+
+    def hold(self, call_id: str, pid: int) -> None:
+        """Takes the standard error of a known process for `call_id`, when it has one that is fit and none is taken yet."""
+        pidfd = self._pidfds.get(pid)
+        if pidfd is not None and call_id not in self._taken:
+            fd = take(pidfd)
+            if fd is not None:
+                self._taken[call_id] = fd
+
+    def say(self, call_id: str, line: str) -> None:
+        """Writes the line, when there is one and something is taken for the call, and lets go of it; waits for nothing."""
+        fd = self._taken.pop(call_id, None)
+        if fd is not None:
+            asyncio.get_running_loop().run_in_executor(None, _finish, fd, line)

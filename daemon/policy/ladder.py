@@ -86,6 +86,9 @@ class Seen:
     held_bytes: int | None
     room_bytes: int = 0  # more that session, host and the call around it could reserve for it now
     others_hold_bytes: int = 0  # what other calls have reserved there, and may give back
+    growth_bytes_per_s: int | None = (
+        None  # as the kernel measured it just now; else it follows from two looks
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,8 @@ def time_to_limit_ms(
 
 def _growth(stand: Stand, seen: Seen) -> int | None:
     """Bytes per second since the last look; what it was when there is too little time between to tell."""
+    if seen.growth_bytes_per_s is not None:
+        return seen.growth_bytes_per_s
     if stand.seen_ms is None or stand.held_bytes is None or seen.held_bytes is None:
         return stand.growth_bytes_per_s
     elapsed_ms = seen.now_ms - stand.seen_ms

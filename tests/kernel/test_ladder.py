@@ -92,6 +92,7 @@ def test_a_call_is_warned_before_the_kernel_kills_it_at_its_maximum(daemon: Runn
     )
     (warning,) = [each for each in ear.heard if each.kind is FeedbackKind.WARNING]
     assert warning.ladder is not None and warning.ladder.memory_to_ask_bytes == 192 * MIB
+    assert warning.time_to_limit_ms is not None, "the kernel tells how fast it grows"
     assert ear.report(call_id).verdict is Verdict.MEMORY_LIMIT_CALL
 
 

@@ -130,6 +130,13 @@ def test_a_frozen_call_whose_limit_is_raised_is_thawed() -> None:
     assert actions(done) == [Action.THAWED, Action.RELEASED]
 
 
+def test_what_the_kernel_measured_goes_before_what_two_looks_tell() -> None:
+    own, before = rules(OnExceed.STOP), Stand(held_bytes=0, seen_ms=0)
+    measured = dataclasses.replace(see(1000, 374), growth_bytes_per_s=700 * MIB)
+    assert step(own, before, measured).stand.growth_bytes_per_s == 700 * MIB
+    assert step(own, before, see(1000, 374)).stand.growth_bytes_per_s == 374 * MIB
+
+
 def test_time_to_limit_is_known_only_of_a_call_that_grows() -> None:
     assert ladder.time_to_limit_ms(100, 50, 200) == 2000
     assert ladder.time_to_limit_ms(300, 50, 200) == 0
