@@ -8,18 +8,20 @@ how often it was declared again and how it ended.
 """
 
 import json
+import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 from typing import Final
 
 from agentcgroup.client import Client, Feedback, FeedbackKind, Verdict
+from agentcgroup.client.places import launcher
 
 MIB: Final = 1 << 20
 MOST_FURTHER_DECLARATIONS: Final = 2
-# What each tool needs, and what the agent believes that it needs: from three tenths to nine tenths of it.
-NEEDS_MIB: Final = tuple(40 + 5 * each for each in range(20))
-BELIEVED_TENTHS: Final = (3, 4, 5, 6, 7, 8, 9)
+# What each tool needs, and what the agent believes that it needs: from four tenths to nine tenths of it.
+NEEDS_MIB: Final = tuple(30 + 2 * each for each in range(20))
+BELIEVED_TENTHS: Final = (4, 5, 6, 7, 8, 9)
 ANSWER_DEADLINE_S: Final = 30.0
 
 
@@ -55,43 +57,41 @@ class Inbox:
 
 
 def tool(need_mib: int) -> list[str]:
-    """A command that holds so much at its end, and is at home everywhere: tail keeps what it may have to write."""
-    size = need_mib * MIB
-    return ["sh", "-c", f"head -c {size} /dev/zero | tail -c {size} > /dev/null"]
+    """A command that holds so much at its end, and is at home everywhere."""
+    return ["dd", "if=/dev/zero", "of=/dev/null", f"bs={need_mib}M", "count=1", "status=none"]
 
 
-def work(client: Client, inbox: Inbox, need_mib: int, declared_mib: int, *, heeds: bool) -> Outcome:
-    memory = f"{declared_mib}M"
+def work(inbox: Inbox, number: int, *, heeds: bool) -> Outcome:
+    need_mib = NEEDS_MIB[number]
+    declared_mib = believed_mib = need_mib * BELIEVED_TENTHS[number % len(BELIEVED_TENTHS)] // 10
     verdict = Verdict.UNKNOWN
     for further in range(MOST_FURTHER_DECLARATIONS + 1):
         # Every other tool is to be slowed down at what it declared, the rest is stopped there.
-        limits = {"memory": memory, "memory_max": memory}
-        if need_mib // 5 % 2:
-            limits = {"memory": memory, "on_exceed": "throttle", "throttle_limit": "500ms"}
-        with client.call(**limits) as call:  # type: ignore[arg-type]
-            call.run(tool(need_mib))
-        verdict = call.report.verdict or Verdict.UNKNOWN
+        limits = ["--memory", f"{declared_mib}M"]
+        if number % 2:
+            limits += ["--on-exceed", "throttle", "--throttle-limit", "500ms"]
+        else:
+            limits += ["--memory-max", f"{declared_mib}M"]
+        done = subprocess.run(
+            [launcher(), "run", "--json", *limits, "--", *tool(need_mib)],
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        end = inbox.end_of(json.loads(done.stderr.splitlines()[0])["call_id"])
+        verdict = (end.report and end.report.verdict) or Verdict.UNKNOWN
         if verdict is Verdict.OK:
-            return Outcome(need_mib, declared_mib, further, verdict)
-        told = inbox.end_of(call.id).ladder
+            return Outcome(need_mib, believed_mib, further, verdict)
+        told = end.ladder
         if heeds and told is not None and told.memory_to_ask_bytes is not None:
-            memory = f"{told.memory_to_ask_bytes // MIB}M"
-    return Outcome(need_mib, declared_mib, MOST_FURTHER_DECLARATIONS, verdict)
+            declared_mib = told.memory_to_ask_bytes // MIB
+    return Outcome(need_mib, believed_mib, MOST_FURTHER_DECLARATIONS, verdict)
 
 
 def main() -> None:
     with Client() as client:
         inbox = Inbox(client)
-        outcomes = [
-            work(
-                client,
-                inbox,
-                need,
-                need * BELIEVED_TENTHS[each % len(BELIEVED_TENTHS)] // 10,
-                heeds=sys.argv[1] == "heed",
-            )
-            for each, need in enumerate(NEEDS_MIB)
-        ]
+        outcomes = [work(inbox, number, heeds=sys.argv[1] == "heed") for number in range(len(NEEDS_MIB))]
     print(json.dumps([vars(each) for each in outcomes]))
 
 
