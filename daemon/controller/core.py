@@ -165,6 +165,12 @@ class Core:
     def withdraw_standing(self, session: str | None = None) -> None:
         """What nobody has asked for yet gives way, in `session` or everywhere."""
 
+    def _make_way(self, session: Session, memory_bytes: int) -> None:
+        """Before so much more is reserved in `session`: what only stands by goes, if there is no room beside it.
+
+        What the policies see as free is so only afterwards.
+        """
+
     def _catch_up(self, call_id: str) -> bool:
         """Whether a call that the ledger does not know is in it now, because news of it had not been heard yet."""
         return False

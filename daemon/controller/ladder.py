@@ -185,11 +185,15 @@ class Ladders(Endings):
 
     def _do(self, call: ToolCall, done: Step, act: Act, memory: CallMemory) -> None:
         if act.to_bytes is not None:
-            at_ceiling = act.to_bytes == call.limits.memory_max_bytes
+            own_bytes = call.limits.memory_bytes
+            if not call.parent_id:
+                self._make_way(self._ledger.session(call.session), act.to_bytes - own_bytes)
+            to_bytes = min(act.to_bytes, own_bytes + self._room(call)[0])
+            at_ceiling = to_bytes == call.limits.memory_max_bytes
             limits = dataclasses.replace(
                 call.limits,
-                memory_bytes=act.to_bytes,
-                memory_high_bytes=None if at_ceiling else act.to_bytes,
+                memory_bytes=to_bytes,
+                memory_high_bytes=None if at_ceiling else to_bytes,
             )
             self._relimit(call, limits)
             self._lives[call.id].climb.high_bytes = limits.memory_high_bytes

@@ -47,6 +47,7 @@ class Learning(Core):
         limits = call.limits
         if limits.memory_high_bytes is not None or call.parent_id:
             return
+        self._make_way(session, learned.memory_bytes - limits.memory_bytes)
         room = admission.memory_available_bytes(self._session_view(session), self._host_view())
         memory_bytes = min(
             learned.memory_bytes, limits.memory_bytes + room, limits.memory_max_bytes or learned.memory_bytes

@@ -127,6 +127,9 @@ class Standing(Beginnings):
             gave_way = True
         return gave_way
 
+    def _make_way(self, session: Session, memory_bytes: int) -> None:
+        self._give_way(session, memory_bytes)
+
     def withdraw_standing(self, session: str | None = None) -> None:
         """Withdraws what stands in `session`, or everywhere: what it was ruled by changes."""
         for prepared in list(self._standing.values()):
