@@ -346,6 +346,8 @@ def history_entry(message: operator_pb2.HistoryEntry) -> values.HistoryEntry:
         limits=limits(message.limits),
         decision=_member(values.Decision, message.decision),
         parent_call_id=message.parent_call_id,
+        command_class=message.command_class,
+        project=message.project,
     )
 
 

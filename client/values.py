@@ -339,6 +339,8 @@ class HistoryEntry:
     limits: Limits
     decision: Decision | None
     parent_call_id: str = ""
+    command_class: str = ""
+    project: str = ""
 
 
 @dataclass(frozen=True, slots=True)

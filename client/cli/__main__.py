@@ -6,7 +6,18 @@ import sys
 from collections.abc import Sequence
 
 from agentcgroup import __version__
-from agentcgroup.client.cli import call, check, explain, history, host, limits, output, session, watch
+from agentcgroup.client.cli import (
+    call,
+    check,
+    explain,
+    history,
+    host,
+    limits,
+    output,
+    replay,
+    session,
+    watch,
+)
 from agentcgroup.client.cli.statuses import ExitStatus, as_help, status_of
 from agentcgroup.client.errors import ClientError
 
@@ -26,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers.add_parser(
         "run", help="run a command as a tool call (native: agentcg run --help)", add_help=False
     )
-    for module in (limits, watch, session, call, explain, history, host, check):
+    for module in (limits, watch, session, call, explain, history, replay, host, check):
         module.add_parser(subparsers)
     return parser
 

@@ -1,7 +1,10 @@
 """`agentcg history`: ended calls, and the decisions of the daemon."""
 
 import argparse
+import sys
+from pathlib import Path
 
+from agentcgroup.client import exporting, recordings
 from agentcgroup.client.cli import options
 from agentcgroup.client.cli.output import (
     NOTHING,
@@ -69,6 +72,21 @@ def add_parser(subparsers: options.Subparsers) -> None:
     suggestion.add_argument("command_line", nargs="*", metavar="-- COMMAND", help="the command line")
     suggestion.set_defaults(takes_behind=True)
     options.add_either(suggestion, which=False)
+
+
+    export = options.add_command(
+        commands,
+        "export",
+        _export,
+        summary="write a recording that `agentcg replay` plays",
+        description="Ended calls as a recording: when each began, how long it ran, what it declared and took; no command\n"
+        "line and no label. The history knows peaks, not curves, and nothing of agents' own memory; docs/recordings.md\n"
+        "says what that means for a replay.",
+        examples=("agentcg history export --session reviewer -o reviewer.jsonl",),
+    )
+    _add_session_and_limit(export)
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    options.add_operator_socket(export)
 
 
 def _add_session_and_limit(parser: argparse.ArgumentParser) -> None:
@@ -168,4 +186,28 @@ def _suggest(arguments: argparse.Namespace) -> int:
             ("why", found.reason),
         ]
     )
+    return ExitStatus.OK
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    _check_limit(arguments)
+    with options.operator_client(arguments) as client:
+        entries = list(client.history(arguments.session, limit=arguments.limit))
+        known = exporting.priorities(client, sorted({each.report.session for each in entries}))
+    recording = exporting.recording_of(entries, known, note="agentcg history export")
+    if not recording.calls:
+        raise InvalidRequest("no ended call matches: there is nothing to export", "See `agentcg history`")
+    if arguments.output is None:
+        recordings.write(recording, sys.stdout)
+        return ExitStatus.OK
+    try:
+        with arguments.output.open("w", encoding="utf-8") as file:
+            recordings.write(recording, file)
+    except OSError as error:
+        raise InvalidRequest(f"{arguments.output} cannot be written: {error}", field="output") from error
+    told = {"file": str(arguments.output), "sessions": len(recording.sessions), "calls": len(recording.calls)}
+    if arguments.json:
+        print_json(told)
+    else:
+        print(f"{told['calls']} calls of {told['sessions']} sessions written to {told['file']}.")
     return ExitStatus.OK

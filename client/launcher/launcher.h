@@ -121,6 +121,10 @@ void text_write(const struct text *text, int fd);
 // "agentcg: " and the texts up to NULL on stderr, as one line.
 void complain(const char *first, ...) __attribute__((sentinel));
 
+// ---- act.c: the recorded agent of `agentcg replay` ----
+
+int act(int argc, char **argv);
+
 extern const char help_main[];
 extern const char help_run[];
 

@@ -171,6 +171,8 @@ int main(int argc, char **argv)
 
 	if (strcmp(subcommand, "run") == 0)
 		return run(argc - 2, argv + 2);
+	if (strcmp(subcommand, "act") == 0)
+		return act(argc - 2, argv + 2);
 	if (argc < 2)
 		return say(help_main, STDERR_FILENO, EXIT_INVALID);
 	if (strcmp(subcommand, "--help") == 0 || strcmp(subcommand, "-h") == 0 || strcmp(subcommand, "help") == 0)

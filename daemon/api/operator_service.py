@@ -27,6 +27,7 @@ from agentcgroup.daemon.model import (
     Verdict,
 )
 from agentcgroup.daemon.policy.bounds import MOST_DURATION_MS, check_name, one_line
+from agentcgroup.daemon.policy.commands import command_class
 from agentcgroup.daemon.policy.intent import bounded_command
 from agentcgroup.daemon.reload import Reloader
 from agentcgroup.proto.v1 import operator_pb2 as pb, operator_pb2_grpc, types_pb2
@@ -287,4 +288,6 @@ def _entry(entry: HistoryEntry) -> pb.HistoryEntry:
         limits=translate.write_limits(entry.limits),
         decision=DECISIONS.number(entry.decision),
         parent_call_id=entry.parent_call_id,
+        command_class=command_class(entry.intent.command),
+        project=entry.project,
     )

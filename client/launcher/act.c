@@ -1,0 +1,437 @@
+// `agentcg act SCRIPT`: plays the part of a recorded agent with real memory. What `agentcg replay` runs.
+//
+// One process is the agent: it follows the memory curve of the agent runtime and starts the recorded calls, each a
+// process of its own that follows the call's curve. Native, because a replay is at high speed and what it measures is
+// the time that single steps of memory take.
+//
+// SCRIPT, made by `agentcg replay`, has a record a line, times in microseconds:
+//
+//   step BYTES              how much is allocated at a time; each such step is timed
+//   agent                   the following points are the agent's own
+//   call NAME START DURATION    the following points are the call's, counted from its own beginning
+//   option WORD             of `agentcg run`, for this call
+//   point OFFSET BYTES      from OFFSET on it holds BYTES
+//
+// Pages are really taken: MADV_POPULATE_WRITE faults them in, in steps, and where the kernel lacks it each is written to.
+// A recorded pause stays as long as it was, but work takes what it takes: who is late goes on from there, and the agent
+// waits for a call that has not ended when the recorded one had.
+//
+// RESULTS gets lines, each in one write, times since START_US of CLOCK_MONOTONIC (0: since this process began):
+//
+//   step WHO AT TOOK BYTES  | free WHO AT BYTES  | call NAME STARTED ENDED STATUS TRIES  | done WHO STARTED ENDED
+//
+// STATUS is the exit status, or 128 and the signal's number.
+#include "launcher.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+enum { MOST_EVENTS = 20000, MOST_CALLS = 2000, MOST_OPTIONS = 16, MOST_LINE = 256, BUFFER = 1 << 15 };
+
+// An agent that is refused asks again after this time, this often.
+enum { RETRY_US = 100 * 1000, MOST_TRIES = 200 };
+
+struct event {
+	int64_t at_us;
+	int64_t bytes; // of a point
+	int call;      // index of the call that starts, -1 for a point
+};
+
+struct call {
+	char name[64];
+	int64_t start_us, duration_us, started_us;
+	char *options[MOST_OPTIONS];
+	int option_count;
+	int tries;
+	pid_t pid; // 0: not running
+};
+
+static struct event events[MOST_EVENTS];
+static struct call calls[MOST_CALLS];
+static int event_count, call_count;
+static int64_t step_bytes = 1 << 20;
+
+static char buffer[BUFFER];
+static size_t buffered;
+static int results = -1;
+static int64_t zero_us;
+
+static int64_t now_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+static void sleep_until(int64_t at_us)
+{
+	struct timespec until = {.tv_sec = at_us / 1000000, .tv_nsec = at_us % 1000000 * 1000};
+
+	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
+		;
+}
+
+// ---- results ----
+
+static void flush(void)
+{
+	// A result that cannot be written is lost, not the replay; the lines that are missing show.
+	if (buffered && results >= 0 && write(results, buffer, buffered) < 0)
+		complain("results cannot be written: ", strerror(errno), NULL);
+	buffered = 0;
+}
+
+static void put_text(const char *text)
+{
+	size_t length = strlen(text);
+
+	memcpy(buffer + buffered, text, length);
+	buffered += length;
+}
+
+static void put_number(int64_t number)
+{
+	char digits[24], *at = digits + sizeof(digits) - 1;
+	uint64_t rest = number < 0 ? -(uint64_t)number : (uint64_t)number;
+
+	*at = '\0';
+	do
+		*--at = (char)('0' + rest % 10);
+	while (rest /= 10);
+	if (number < 0)
+		*--at = '-';
+	put_text(at);
+}
+
+static void tell(const char *what, const char *who, const int64_t *numbers, int count)
+{
+	if (buffered > BUFFER - MOST_LINE)
+		flush();
+	put_text(what);
+	put_text(" ");
+	put_text(who);
+	for (int i = 0; i < count; i++) {
+		put_text(" ");
+		put_number(numbers[i]);
+	}
+	put_text("\n");
+}
+
+#define TELL(what, who, ...) \
+	tell(what, who, (const int64_t[]){__VA_ARGS__}, (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)))
+
+// ---- memory ----
+
+static char *ground;
+static int64_t held_bytes;
+
+static void reserve(int64_t bytes)
+{
+	// Address space only. Small pages, so that a step is the same work every time.
+	ground = mmap(NULL, (size_t)(bytes ? bytes : 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (ground == MAP_FAILED) {
+		complain("address space: ", strerror(errno), NULL);
+		exit(EXIT_INTERNAL);
+	}
+	madvise(ground, (size_t)(bytes ? bytes : 1), MADV_NOHUGEPAGE);
+}
+
+static void touch(char *from, size_t length)
+{
+	if (madvise(from, length, MADV_POPULATE_WRITE) == 0)
+		return;
+	for (volatile char *page = from; page < from + length; page += 4096)
+		*page = 1;
+}
+
+static void hold(const char *who, int64_t bytes)
+{
+	if (bytes < held_bytes) {
+		madvise(ground + bytes, (size_t)(held_bytes - bytes), MADV_DONTNEED);
+		held_bytes = bytes;
+		TELL("free", who, now_us() - zero_us, held_bytes);
+		return;
+	}
+	while (held_bytes < bytes) {
+		int64_t length = bytes - held_bytes < step_bytes ? bytes - held_bytes : step_bytes;
+		int64_t before = now_us(), after;
+
+		touch(ground + held_bytes, (size_t)length);
+		after = now_us();
+		held_bytes += length;
+		TELL("step", who, after - zero_us, after - before, held_bytes);
+	}
+	flush();
+}
+
+// ---- the script ----
+
+static void wrong(const char *path, const char *line)
+{
+	complain(path, ": not a line of a script: ", line, NULL);
+	exit(EXIT_INVALID);
+}
+
+static int64_t page_ceiling(int64_t bytes)
+{
+	return (bytes + 4095) / 4096 * 4096;
+}
+
+static void add_event(const char *path, int64_t at_us, int64_t bytes, int call)
+{
+	if (event_count == MOST_EVENTS) {
+		complain(path, ": more points and calls than this program takes", NULL);
+		exit(EXIT_INVALID);
+	}
+	events[event_count++] = (struct event){at_us, page_ceiling(bytes), call};
+}
+
+// Numbers after a word, separated by blanks; false when there are not `count` of them.
+static bool numbers_of(char *at, int64_t *numbers, int count)
+{
+	for (int i = 0; i < count; i++) {
+		char *end;
+
+		errno = 0;
+		numbers[i] = strtoll(at, &end, 10);
+		if (end == at || errno || numbers[i] < 0 || (*end != ' ' && *end != '\0'))
+			return false;
+		at = end;
+	}
+	return true;
+}
+
+static int by_time(const void *one, const void *other)
+{
+	const struct event *a = one, *b = other;
+
+	if (a->at_us != b->at_us)
+		return a->at_us < b->at_us ? -1 : 1;
+	// The agent's own memory first; calls of one moment in the order of the file.
+	return a->call < b->call ? -1 : a->call > b->call;
+}
+
+// Reads the part of `who` ("": the agent and all starts of calls).
+static void read_script(const char *path, const char *who)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	off_t size = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+	char *text = size < 0 ? NULL : malloc((size_t)size + 1);
+	bool ours = false;
+
+	if (!text || lseek(fd, 0, SEEK_SET) || read(fd, text, (size_t)size) != size) {
+		complain(path, ": ", strerror(errno), NULL);
+		exit(EXIT_INVALID);
+	}
+	text[size] = '\0';
+	close(fd);
+	for (char *line = text, *next; line && *line; line = next) {
+		int64_t numbers[2];
+		char *space;
+
+		next = strchr(line, '\n');
+		if (next)
+			*next++ = '\0';
+		if (strcmp(line, "agent") == 0) {
+			ours = !*who;
+		} else if (strncmp(line, "step ", 5) == 0) {
+			if (!numbers_of(line + 5, &step_bytes, 1) || step_bytes < 4096)
+				wrong(path, line);
+			step_bytes = page_ceiling(step_bytes);
+		} else if (strncmp(line, "point ", 6) == 0) {
+			if (!numbers_of(line + 6, numbers, 2))
+				wrong(path, line);
+			if (ours)
+				add_event(path, numbers[0], numbers[1], -1);
+		} else if (strncmp(line, "call ", 5) == 0 && (space = strchr(line + 5, ' '))) {
+			*space = '\0';
+			if (!numbers_of(space + 1, numbers, 2) || strlen(line + 5) >= sizeof(calls->name) || call_count == MOST_CALLS)
+				wrong(path, line);
+			ours = strcmp(line + 5, who) == 0;
+			if (*who)
+				continue;
+			struct call *call = &calls[call_count];
+			strcpy(call->name, line + 5);
+			call->start_us = numbers[0];
+			call->duration_us = numbers[1];
+			add_event(path, numbers[0], 0, call_count++);
+		} else if (strncmp(line, "option ", 7) == 0) {
+			struct call *call = call_count ? &calls[call_count - 1] : NULL;
+
+			if (*who)
+				continue;
+			if (!call || call->option_count == MOST_OPTIONS)
+				wrong(path, line);
+			call->options[call->option_count++] = line + 7;
+		} else {
+			wrong(path, line);
+		}
+	}
+	// The text stays: options point into it.
+	qsort(events, (size_t)event_count, sizeof(*events), by_time);
+}
+
+// ---- the agent ----
+
+static char **launcher; // what comes before the options of `agentcg run`
+static int launcher_words;
+static char *own_words[6]; // this program, playing one call
+
+static void start(struct call *call)
+{
+	char **words;
+	int count = 0;
+
+	call->tries++;
+	flush();
+	call->pid = fork();
+	if (call->pid < 0) {
+		complain("fork: ", strerror(errno), NULL);
+		exit(EXIT_INTERNAL);
+	}
+	if (call->pid)
+		return;
+	words = calloc((size_t)launcher_words + MOST_OPTIONS + 8, sizeof(*words));
+	if (!words)
+		_exit(EXIT_INTERNAL);
+	for (int i = 0; i < launcher_words; i++)
+		words[count++] = launcher[i];
+	for (int i = 0; launcher_words && i < call->option_count; i++)
+		words[count++] = call->options[i];
+	if (launcher_words)
+		words[count++] = "--";
+	for (size_t i = 0; i < sizeof(own_words) / sizeof(*own_words) - 1; i++)
+		words[count++] = own_words[i];
+	words[count] = call->name;
+	execvp(words[0], words);
+	complain(words[0], ": ", strerror(errno), NULL);
+	_exit(EXIT_NOT_FOUND);
+}
+
+static void begin(struct call *call)
+{
+	call->started_us = now_us();
+	start(call);
+}
+
+static int status_of(int status)
+{
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static void finish(struct call *call)
+{
+	int status = 0;
+
+	while (call->pid) {
+		if (waitpid(call->pid, &status, 0) < 0 && errno == EINTR)
+			continue;
+		call->pid = 0;
+		// Refused: an agent waits and asks again.
+		if (status_of(status) == EXIT_REFUSED && call->tries < MOST_TRIES) {
+			sleep_until(now_us() + RETRY_US);
+			start(call);
+		}
+	}
+	TELL("call", call->name, call->started_us - zero_us, now_us() - zero_us, status_of(status), call->tries);
+	flush();
+}
+
+// Waits for every call that had ended by `at_us` in the recording; how long that was.
+static int64_t await_calls(int64_t at_us)
+{
+	int64_t before = now_us();
+
+	for (int i = 0; i < call_count; i++)
+		if (calls[i].pid && calls[i].start_us + calls[i].duration_us <= at_us)
+			finish(&calls[i]);
+	return now_us() - before;
+}
+
+static void follow(const char *who)
+{
+	int64_t began_us = now_us(), late_us = 0;
+
+	for (int i = 0; i < event_count; i++) {
+		struct event *event = &events[i];
+		int64_t due_us;
+
+		// Waiting for a tool is no pause of the agent's own: it comes on top, less what there was to wait anyway.
+		await_calls(event->at_us);
+		due_us = began_us + late_us + event->at_us;
+		if (now_us() < due_us)
+			sleep_until(due_us);
+		else
+			late_us += now_us() - due_us;
+		int64_t before = now_us();
+		if (event->call >= 0)
+			begin(&calls[event->call]);
+		else
+			hold(who, event->bytes);
+		late_us += now_us() - before;
+	}
+	await_calls(INT64_MAX);
+	TELL("done", who, began_us - zero_us, now_us() - zero_us);
+	flush();
+}
+
+// ---- the command line ----
+
+static const char usage[] = "agentcg act SCRIPT RESULTS START_US [CALL | -- agentcg run OPTION...]: run by agentcg replay";
+
+int act(int argc, char **argv)
+{
+	const char *who = argc > 3 && strcmp(argv[3], "--") != 0 ? argv[3] : "";
+	int64_t most_bytes = 0;
+	static char own[MOST_PATH];
+
+	if (argc < 3 || !numbers_of(argv[2], &zero_us, 1)) {
+		complain(usage, NULL);
+		return EXIT_INVALID;
+	}
+	results = open(argv[1], O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
+	if (results < 0) {
+		complain(argv[1], ": ", strerror(errno), NULL);
+		return EXIT_INVALID;
+	}
+	read_script(argv[0], who);
+	for (int i = 0; i < event_count; i++)
+		if (events[i].bytes > most_bytes)
+			most_bytes = events[i].bytes;
+	reserve(most_bytes);
+	if (argc > 4 && !*who) {
+		launcher = argv + 4;
+		launcher_words = argc - 4;
+	}
+	if (readlink("/proc/self/exe", own, sizeof(own) - 1) < 0)
+		strcpy(own, "agentcg");
+	own_words[0] = own;
+	own_words[1] = "act";
+	memcpy(own_words + 2, argv, 3 * sizeof(*argv));
+	if (zero_us == 0) {
+		static char zero[24];
+
+		// The calls count from the same moment.
+		zero_us = now_us();
+		put_number(zero_us);
+		memcpy(zero, buffer, buffered);
+		buffered = 0;
+		own_words[4] = zero;
+	} else if (!*who && now_us() < zero_us)
+		sleep_until(zero_us);
+	follow(*who ? who : "agent");
+	return 0;
+}
