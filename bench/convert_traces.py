@@ -66,15 +66,15 @@ def convert(run: dict[str, Any], name: str, priority: str, options: Options) -> 
                 memory_peak_bytes=max(above),
             )
         )
-    offsets, held = [0.0], [own[0] + options.base_bytes]
+    moments, held = [0.0], [own[0] + options.base_bytes]
     for at, size in zip(times[1:], own[1:], strict=True):
         if abs(size + options.base_bytes - held[-1]) >= _NOISE_BYTES:
-            offsets.append(round(at * 1000, 3))
+            moments.append(round(at * 1000, 3))
             held.append(size + options.base_bytes)
-    if times[-1] * 1000 > offsets[-1]:
-        offsets.append(round(times[-1] * 1000, 3))
+    if times[-1] * 1000 > moments[-1]:
+        moments.append(round(times[-1] * 1000, 3))
         held.append(held[-1])
-    return Session(name, priority, run["id"], Curve(Source.SAMPLED, tuple(offsets), tuple(held))), calls
+    return Session(name, priority, run["id"], Curve(Source.SAMPLED, tuple(moments), tuple(held))), calls
 
 
 def find(path: Path, identifier: str) -> dict[str, Any]:

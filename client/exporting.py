@@ -21,10 +21,14 @@ def priorities(client: OperatorClient, sessions: Iterable[str]) -> dict[str, str
     return found
 
 
-def recording_of(entries: Iterable[HistoryEntry], priority_of: Mapping[str, str], note: str = "") -> Recording:
+def recording_of(
+    entries: Iterable[HistoryEntry], priority_of: Mapping[str, str], note: str = ""
+) -> Recording:
     """`entries`, in any order, as a recording that begins with the first call."""
     begun = [each for each in entries if each.report.started_at is not None]
-    starts = [each.report.started_at.timestamp() * 1000 for each in begun if each.report.started_at is not None]
+    starts = [
+        each.report.started_at.timestamp() * 1000 for each in begun if each.report.started_at is not None
+    ]
     origin_ms = min(starts, default=0.0)
     calls = [
         _call(each, round(start_ms - origin_ms, 3)) for each, start_ms in zip(begun, starts, strict=True)

@@ -73,7 +73,6 @@ def add_parser(subparsers: options.Subparsers) -> None:
     suggestion.set_defaults(takes_behind=True)
     options.add_either(suggestion, which=False)
 
-
     export = options.add_command(
         commands,
         "export",
@@ -205,7 +204,11 @@ def _export(arguments: argparse.Namespace) -> int:
             recordings.write(recording, file)
     except OSError as error:
         raise InvalidRequest(f"{arguments.output} cannot be written: {error}", field="output") from error
-    told = {"file": str(arguments.output), "sessions": len(recording.sessions), "calls": len(recording.calls)}
+    told = {
+        "file": str(arguments.output),
+        "sessions": len(recording.sessions),
+        "calls": len(recording.calls),
+    }
     if arguments.json:
         print_json(told)
     else:

@@ -62,6 +62,7 @@ static struct event events[MOST_EVENTS];
 static struct call calls[MOST_CALLS];
 static int event_count, call_count;
 static int64_t step_bytes = 1 << 20;
+static char *text; // the script; options of calls point into it
 
 static char buffer[BUFFER];
 static size_t buffered;
@@ -94,11 +95,11 @@ static void flush(void)
 	buffered = 0;
 }
 
-static void put_text(const char *text)
+static void put_text(const char *addition)
 {
-	size_t length = strlen(text);
+	size_t length = strlen(addition);
 
-	memcpy(buffer + buffered, text, length);
+	memcpy(buffer + buffered, addition, length);
 	buffered += length;
 }
 
@@ -229,9 +230,9 @@ static void read_script(const char *path, const char *who)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	off_t size = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
-	char *text = size < 0 ? NULL : malloc((size_t)size + 1);
 	bool ours = false;
 
+	text = size < 0 ? NULL : malloc((size_t)size + 1);
 	if (!text || lseek(fd, 0, SEEK_SET) || read(fd, text, (size_t)size) != size) {
 		complain(path, ": ", strerror(errno), NULL);
 		exit(EXIT_INVALID);
@@ -280,7 +281,6 @@ static void read_script(const char *path, const char *who)
 			wrong(path, line);
 		}
 	}
-	// The text stays: options point into it.
 	qsort(events, (size_t)event_count, sizeof(*events), by_time);
 }
 

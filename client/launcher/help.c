@@ -16,6 +16,7 @@ const char help_main[] =
 	"  session    Create, list, show, change, freeze, kill and remove sessions; run an agent in one\n"
 	"  call       List, show, change, freeze and kill tool calls\n"
 	"  watch      What happens in every session: agentcg watch --all\n"
+	"  replay     Play a recording with real memory, through the daemon or bare\n"
 	"  history    Ended calls: what they asked for, what they used, how they ended\n"
 	"  check      What this host can enforce, what it cannot, and what that costs\n"
 	"\n"

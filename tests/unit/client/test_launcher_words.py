@@ -74,7 +74,7 @@ def test_the_command_itself_has_help_and_a_version(launcher: Path) -> None:
 
     assert ask("--version").stdout == "agentcg 9.8.7\n"
     assert ask("--help").returncode == 0
-    for command in ("run", "limits", "watch", "session", "call", "explain", "history", "check"):
+    for command in ("run", "limits", "watch", "session", "call", "explain", "history", "replay", "check"):
         assert f"\n  {command} " in ask("--help").stdout
     assert (ask().returncode, ask().stdout) == (2, "")
     assert ask().stderr == ask("--help").stdout
