@@ -121,6 +121,10 @@ format: setup ## Format the sources
 bench-launch: setup ## Measure what a call costs, against fork+exec and systemd-run: JSON under build/bench
 	@$(VENV)/bin/python -m bench.launch $(ARGS)
 
+.PHONY: bench-kernel
+bench-kernel: setup ## Measure the kernel half in the guest (KERNEL=7.3, ARGS="--part cpu"): JSON under build/bench
+	@$(VENV)/bin/python -m bench.kernel --kernel $(or $(KERNEL),7.3) $(ARGS)
+
 .PHONY: bpf-stats
 bpf-stats: setup ## Print the verifier's figures of every BPF program, here or in the guest (KERNEL=7.3), JSON under build/bpf-stats
 	@if [ -n "$(KERNEL)" ]; then \

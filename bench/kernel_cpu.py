@@ -1,26 +1,27 @@
-"""CPU shares, caps and wake-up latency under our scheduler and under the kernel's own, in one run: JSON on stdout.
+"""CPU shares, caps and wake-up latency under our scheduler and under the kernel's own: the CPU part of bench/kernel.py."""
 
-Needs root, cgroup v2 with the cpu controller, sched_ext and a C compiler: run it in the guest,
-
-    vm/run --kernel 7.3 --share bench -- sh -c 'cd /mnt/share && /opt/agentcgroup/bin/python -m bench.kernel_cpu'
-"""
-
-import argparse
 import contextlib
-import json
-import os
-import platform
+import functools
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from agentcgroup.bpf.scheduler import CpuScheduler, LatencyClass, SchedulerMode
 from agentcgroup.cgroups.scratch import scratch_cgroup
+from bench.figures import percentile
+from bench.kernel_part import Figures, Part, spread
+from bench.report import Target
+from bench.wakeups import latencies_us, traced
 
+OURS: Final = "agentcgroup"
+KERNEL: Final = "kernel"
+SCHEDULERS: Final = (OURS, KERNEL)
+MEASURED_S: Final = 5.0
+# 10 ms apart.
+WAKE_UPS: Final = 400
 SPIN: Final = ("/bin/sh", "-c", "while :; do :; done")
 SESSIONS: Final = {
     "a": (100, {"x": 100, "y": 300}),
@@ -99,63 +100,121 @@ def cap(ground: Path, measured_s: float) -> dict[str, float]:
     return {"capped_percent": 100 * used[capped] / measured_s, "free_percent": 100 * used[free] / measured_s}
 
 
-def wake_up(ground: Path, probe: Path, rounds: int, scheduler: CpuScheduler | None) -> dict[str, float]:
-    """How late an interactive call runs beside a call with eight batch hogs, both of weight 100."""
-    hogs, call = make(ground / "hogs"), make(ground / "call")
+def wake_up(ground: Path, probe: Path, scheduler: CpuScheduler | None) -> dict[str, Any]:
+    """How late an interactive call runs beside eight batch calls, each a hog, all of weight 100.
+
+    `latency_us`: from wake-up to running. `late_us`: from the moment it slept for to running, which is what the call
+    notices, the lateness of the machine's timers included.
+    """
+    call = make(ground / "call")
+    hogs = [make(ground / f"hog{number}") for number in range(HOGS)]
     if scheduler is not None:
-        scheduler.set_class(hogs.stat().st_ino, LatencyClass.BATCH)
         scheduler.set_class(call.stat().st_ino, LatencyClass.INTERACTIVE)
-    with spinning({hogs: HOGS}):
-        child = subprocess.Popen((str(probe), str(rounds)), stdout=subprocess.PIPE, text=True)
+        for hog in hogs:
+            scheduler.set_class(hog.stat().st_ino, LatencyClass.BATCH)
+    with spinning(dict.fromkeys(hogs, 1)):
+        child = subprocess.Popen(
+            (str(probe), str(WAKE_UPS)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         (call / "cgroup.procs").write_text(str(child.pid))
-        late_us = sorted(int(line) for line in child.communicate()[0].split())
-    parts = {"p50_us": 0.5, "p90_us": 0.9, "p99_us": 0.99, "most_us": 1.0}
-    return {name: late_us[min(len(late_us) - 1, int(len(late_us) * part))] for name, part in parts.items()}
+        with traced(child.pid) as trace:
+            # It begins at the end of its input.
+            late_us = [int(line) for line in child.communicate()[0].split()]
+            latency_us = latencies_us((trace / "trace").read_text())
+    return {"latency_us": latency_us, "late_us": late_us}
 
 
-def measure(arguments: argparse.Namespace, probe: Path) -> list[dict[str, Any]]:
+def measure(rounds: int) -> Figures:
     """The two schedulers in turn, so that whatever else the machine does meets both."""
     found = []
-    for number in range(arguments.rounds):
-        for name in ("agentcgroup", "kernel"):
-            with contextlib.ExitStack() as stack:
-                scheduler = None
-                if name == "agentcgroup":
-                    scheduler = stack.enter_context(CpuScheduler())
-                    scheduler.attach_scheduler(SchedulerMode.FULL)
-                row: dict[str, Any] = {"scheduler": name, "round": number}
-                for what, figure in (
-                    ("shares", lambda ground: shares(ground, arguments.seconds)),
-                    ("cap", lambda ground: cap(ground, arguments.seconds)),
-                    ("wake_up", lambda ground, s=scheduler: wake_up(ground, probe, arguments.wake_ups, s)),
-                ):
-                    with scratch_cgroup("cpu", deadline_s=30) as cgroup:
-                        row[what] = figure(Path(cgroup.path))
-                if scheduler is not None:
-                    end = scheduler.end()
-                    row["ejected"] = str(end) if end else None
-                    row["counters"] = scheduler.counters()
-                found.append(row)
-                print(json.dumps(row), file=sys.stderr)
-    return found
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=6.0, help="how long shares and caps are measured")
-    parser.add_argument("--wake-ups", type=int, default=700, help="how many wake-ups are timed, 10 ms apart")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each scheduler is measured")
-    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         probe = Path(directory) / "wake"
-        subprocess.run(("cc", "-O2", "-o", str(probe), str(Path(__file__).with_name("wake.c"))), check=True)
-        rows = measure(arguments, probe)
-    json.dump({"kernel": platform.release(), "cpus": os.cpu_count(), "rows": rows}, sys.stdout, indent=2)
-    print()
-    return 0
+        source = Path(__file__).with_name("wake.c")
+        subprocess.run(("cc", "-O2", "-o", str(probe), str(source)), check=True)
+        for number in range(rounds):
+            for name in SCHEDULERS:
+                row = {"scheduler": name, "round": number, **measure_one(name, probe)}
+                found.append(row)
+                print(f"cpu: round {number + 1} of {rounds}, {name}: {brief(row)}", flush=True)
+    return {"rows": found}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def measure_one(name: str, probe: Path) -> dict[str, Any]:
+    """Everything once, under the scheduler `name`."""
+    with contextlib.ExitStack() as stack:
+        scheduler = None
+        if name == OURS:
+            scheduler = stack.enter_context(CpuScheduler())
+            scheduler.attach_scheduler(SchedulerMode.FULL)
+        row: dict[str, Any] = {}
+        with scratch_cgroup("cpu", deadline_s=30) as cgroup:
+            row["shares"] = shares(Path(cgroup.path), MEASURED_S)
+        with scratch_cgroup("cpu", deadline_s=30) as cgroup:
+            row["cap"] = cap(Path(cgroup.path), MEASURED_S)
+        with scratch_cgroup("cpu", deadline_s=30) as cgroup:
+            row["wake_up"] = wake_up(Path(cgroup.path), probe, scheduler)
+        if scheduler is not None:
+            end = scheduler.end()
+            row["ejected"] = str(end) if end else None
+            row["counters"] = dict(scheduler.counters())
+        return row
+
+
+def brief(row: Figures) -> str:
+    return (
+        f"worst share off by {row['shares']['worst_points']:.1f} points, cap of 50 % kept at"
+        f" {row['cap']['capped_percent']:.1f} %, wake-up p99 {p99_ms([row], 'latency_us'):.2f} ms"
+    )
+
+
+def late_ms(which: str, share: float, row: Figures) -> float:
+    return percentile(sorted(row["wake_up"][which]), share) / 1000
+
+
+def p99_ms(rows: list[Figures], which: str) -> float:
+    return percentile(sorted(us for row in rows for us in row["wake_up"][which]), 0.99) / 1000
+
+
+def of(figures: Figures, scheduler: str) -> list[Figures]:
+    return [row for row in figures["rows"] if row["scheduler"] == scheduler]
+
+
+def targets(figures: Figures) -> list[Target]:
+    """Worst round for shares and caps; of wake-ups all rounds together, which one bad moment cannot decide."""
+    ours, kernel = of(figures, OURS), of(figures, KERNEL)
+    worst = round(max(row["shares"]["worst_points"] for row in ours), 2)
+    capped = round(max(abs(row["cap"]["capped_percent"] - 50) for row in ours), 2)
+    ratio = round(p99_ms(ours, "latency_us") / p99_ms(kernel, "latency_us"), 3)
+    ejections = sum(row["ejected"] is not None for row in ours)
+    return [
+        Target("worst share of any group at any level is off by, points", "<= 3", worst, worst <= 3),
+        Target("cpu.max of 50 % is off by, points", "<= 5", capped, capped <= 5),
+        Target("p99 from wake-up to running, as a part of the kernel's own", "<= 0.5", ratio, ratio <= 0.5),
+        Target("ejections", "0", ejections, ejections == 0),
+    ]
+
+
+def table(figures: Figures) -> str:
+    """A line for each figure: the median round, and the rounds' least and most."""
+    lines = [f"  {'':44}{OURS:>24}{KERNEL:>24}"]
+
+    def line(title: str, value: Callable[[Figures], float], digits: int = 1) -> None:
+        cells = [spread([value(row) for row in of(figures, name)], digits) for name in SCHEDULERS]
+        lines.append(f"  {title:44}" + "".join(f"{cell:>24}" for cell in cells))
+
+    line("worst share is off by, points", lambda row: row["shares"]["worst_points"], 2)
+    line("capped at 50 %, beside others: percent", lambda row: row["cap"]["capped_percent"])
+    for which, title in (("latency_us", "wake-up to running"), ("late_us", "moment slept for to running")):
+        for share in (0.5, 0.9, 0.99):
+            line(f"{title}, p{share * 100:g}, ms", functools.partial(late_ms, which, share), 2)
+    return "\n".join(lines)
+
+
+PART: Final = Part(
+    "cpu",
+    "shares, caps and wake-ups under our scheduler and under the kernel's own",
+    3,
+    measure,
+    targets,
+    table,
+)

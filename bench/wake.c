@@ -1,4 +1,7 @@
-/* Wake-up latency: sleeps until a moment, notes how late it ran, works 0.2 ms; prints the latenesses in us, one a line. */
+/*
+ * Wake-up latency: sleeps until a moment, notes how late it ran, works 0.2 ms; prints the latenesses in us, one a line.
+ * Begins when its input ends.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -18,6 +21,8 @@ int main(int count, char **words)
 
 	if (!rounds || !late_us)
 		return 2;
+	while (getchar() != EOF)
+		;
 	for (int round = 0; round < rounds; round++) {
 		long long due_ns = now_ns() + 10000000, end_ns;
 		struct timespec due = {due_ns / 1000000000, due_ns % 1000000000};
