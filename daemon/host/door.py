@@ -68,6 +68,9 @@ class NoDoor:
     def forget(self, account_id: int) -> None:
         return None
 
+    def close(self) -> None:
+        return None
+
     def set(self, session: str, scope: TransparentScope) -> None:
         if scope is not TransparentScope.OFF:
             raise RequestError(
@@ -140,6 +143,11 @@ class LinuxDoor:
         if self._doors.pop(account_id, None) is not None:
             self._events.remove_door(account_id)
 
+    def close(self) -> None:
+        """Before the kernel's events are closed: nothing is told any more."""
+        for account_id in list(self._doors):
+            self.forget(account_id)
+
     def catch(self, pid: int) -> Process | None:
         try:
             pidfd = os.pidfd_open(pid)
@@ -189,8 +197,11 @@ class LinuxDoor:
 
     def _on_scheduler(self) -> None:
         """It came or went: from now on processes are held, or are not."""
-        for account_id, (_, scope) in self._doors.items():
-            self._tell(account_id, scope)
+        for account_id, (session, scope) in self._doors.items():
+            try:
+                self._tell(account_id, scope)
+            except BpfError as error:
+                log.warning("session %s: how long its door holds is not changed: %s", session, error)
 
     def _on_exec(self, record: Exec) -> None:
         session, _ = self._doors.get(record.account_id, ("", None))

@@ -125,6 +125,7 @@ class LinuxHost:
         asyncio.get_running_loop().remove_reader(self._events.fileno())
         self._events.close()
         self._exits.close()
+        self.door.close()
         if self._kernel_events is not None:
             self._kernel_events.close()
         for group in self._sessions.values():
