@@ -46,7 +46,7 @@ GUEST_PYTHON: Final = "/opt/agentcgroup/bin/python"
 # Every kind of limit, so that every limit file is written, and patience enough for a thousand that ask at
 # once of an emulated machine.
 LIMITS: Final = (
-    "--wait", "2m",
+    "--answer-timeout", "2m",
     "--memory", "2M", "--memory-max", "128M", "--cpu", "1", "--weight", "200", "--pids", "64", "--timeout", "5m",
 )  # fmt: skip
 IN_FLIGHT: Final = 1000

@@ -7,9 +7,10 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from agentcgroup.client import operations, places
-from agentcgroup.client.arguments import IntentArguments, intent_of
+from agentcgroup.client.arguments import IntentArguments, Time, duration_ms, intent_of
 from agentcgroup.client.call_scope import AsyncCallScope, CallScope
 from agentcgroup.client.channels import DEFAULT_TIMEOUT_S, AsyncChannel, SyncChannel
+from agentcgroup.client.declaring import OnQueued, Wish, declare, declare_async
 from agentcgroup.client.processes import reference
 from agentcgroup.client.values import Answer, Call, Feedback, Report, SessionLimits, Story, Suggestion
 from agentcgroup.proto.v1.agent_pb2_grpc import AgentServiceStub
@@ -52,13 +53,33 @@ class Client:
         """The session's true limits, what is used and what is free now."""
         return self._channel.perform(operations.get_limits())
 
-    def call(self, *, parent_call_id: str | None = None, **arguments: Unpack[IntentArguments]) -> CallScope:
-        """A call with these limits, for a with statement; see CallScope."""
-        return CallScope(self._channel, self.session_dir, intent_of(arguments), _parent(parent_call_id))
+    def call(
+        self,
+        *,
+        parent_call_id: str | None = None,
+        wait: Time | None = None,
+        on_queued: OnQueued | None = None,
+        **arguments: Unpack[IntentArguments],
+    ) -> CallScope:
+        """A call with these limits, for a with statement; see CallScope and, for the queue, `declare`."""
+        wish = Wish(intent_of(arguments), _parent(parent_call_id), duration_ms("wait", wait), on_queued)
+        return CallScope(self._channel, self.session_dir, wish)
 
-    def declare(self, *, parent_call_id: str | None = None, **arguments: Unpack[IntentArguments]) -> Answer:
-        """Declares an intent; a refusal is an Answer. A grant that is not begun lapses at `expires_at`."""
-        return self._channel.perform(operations.declare(intent_of(arguments), _parent(parent_call_id)))
+    def declare(
+        self,
+        *,
+        parent_call_id: str | None = None,
+        wait: Time | None = None,
+        on_queued: OnQueued | None = None,
+        **arguments: Unpack[IntentArguments],
+    ) -> Answer:
+        """Declares an intent; a refusal is an Answer. A grant that is not begun lapses at `expires_at`.
+
+        When there is no room it waits its turn in the daemon's queue, at most for `wait` (0: not at all; None: as the
+        daemon is configured); `on_queued` hears where it stands.
+        """
+        wish = Wish(intent_of(arguments), _parent(parent_call_id), duration_ms("wait", wait), on_queued)
+        return declare(self._channel, wish)
 
     def begin(self, call_id: str, pid: int) -> Call:
         """Begins a declared call by moving the running process `pid`, with all its threads, into it."""
@@ -123,16 +144,28 @@ class AsyncClient:
         return await self._channel.perform(operations.get_limits())
 
     def call(
-        self, *, parent_call_id: str | None = None, **arguments: Unpack[IntentArguments]
+        self,
+        *,
+        parent_call_id: str | None = None,
+        wait: Time | None = None,
+        on_queued: OnQueued | None = None,
+        **arguments: Unpack[IntentArguments],
     ) -> AsyncCallScope:
-        """A call with these limits, for an async with statement; see CallScope."""
-        return AsyncCallScope(self._channel, self.session_dir, intent_of(arguments), _parent(parent_call_id))
+        """A call with these limits, for an async with statement; see CallScope and, for the queue, `Client.declare`."""
+        wish = Wish(intent_of(arguments), _parent(parent_call_id), duration_ms("wait", wait), on_queued)
+        return AsyncCallScope(self._channel, self.session_dir, wish)
 
     async def declare(
-        self, *, parent_call_id: str | None = None, **arguments: Unpack[IntentArguments]
+        self,
+        *,
+        parent_call_id: str | None = None,
+        wait: Time | None = None,
+        on_queued: OnQueued | None = None,
+        **arguments: Unpack[IntentArguments],
     ) -> Answer:
-        """Declares an intent; a refusal is an Answer. A grant that is not begun lapses at `expires_at`."""
-        return await self._channel.perform(operations.declare(intent_of(arguments), _parent(parent_call_id)))
+        """As `Client.declare`; cancelling the task gives the place in the queue up."""
+        wish = Wish(intent_of(arguments), _parent(parent_call_id), duration_ms("wait", wait), on_queued)
+        return await declare_async(self._channel, wish)
 
     async def begin(self, call_id: str, pid: int) -> Call:
         """Begins a declared call by moving the running process `pid`, with all its threads, into it."""

@@ -4,9 +4,10 @@
         call.run(["pytest", "-q"])
     print(call.report.message)
 
-Entering declares the call (Refused when it is not granted), leaving finishes it: what is left of it is killed. In between
-the call gets exactly one main process: by `run` or `popen`, which start it through the native launcher so that it is in its
-cgroup before its first instruction, or by `begin`, which moves a running process of the caller's.
+Entering declares the call, waiting for its turn when there is no room (Refused when it is not granted), leaving finishes
+it: what is left of it is killed. In between the call gets exactly one main process: by `run` or `popen`, which start it
+through the native launcher so that it is in its cgroup before its first instruction, or by `begin`, which moves a running
+process of the caller's.
 """
 
 import asyncio
@@ -19,10 +20,11 @@ from typing import Any, Self, Unpack
 from agentcgroup.client import operations
 from agentcgroup.client.arguments import IntentArguments
 from agentcgroup.client.channels import AsyncChannel, SyncChannel
+from agentcgroup.client.declaring import Wish, declare, declare_async
 from agentcgroup.client.errors import ClientError, Refused, WrongState
 from agentcgroup.client.places import launcher
 from agentcgroup.client.processes import reference
-from agentcgroup.client.values import Answer, Call, Decision, Intent, Report
+from agentcgroup.client.values import Answer, Call, Decision, Report
 
 Command = Sequence[str | os.PathLike[str]]
 
@@ -34,17 +36,16 @@ def _texts(command: Command) -> list[str]:
 class _Scope:
     """What sync and async scopes know."""
 
-    def __init__(self, session_dir: str, intent: Intent, parent_call_id: str) -> None:
+    def __init__(self, session_dir: str, wish: Wish) -> None:
         self._session_dir = session_dir
-        self._intent = intent
-        self._parent_call_id = parent_call_id
+        self._wish = wish
         self._answer: Answer | None = None
         self._report: Report | None = None
         self._exit_code: int | None = None
 
     @property
     def answer(self) -> Answer:
-        """What the daemon said to the intent: granted, trimmed or queued."""
+        """What the daemon said to the intent: granted or trimmed."""
         if self._answer is None:
             raise WrongState("the call is not declared yet", "Use it in a with statement")
         return self._answer
@@ -80,13 +81,13 @@ class _Scope:
 class CallScope(_Scope):
     """A call for blocking code; made by `Client.call`."""
 
-    def __init__(self, channel: SyncChannel, session_dir: str, intent: Intent, parent_call_id: str) -> None:
-        super().__init__(session_dir, intent, parent_call_id)
+    def __init__(self, channel: SyncChannel, session_dir: str, wish: Wish) -> None:
+        super().__init__(session_dir, wish)
         self._channel = channel
         self._process: subprocess.Popen[Any] | None = None
 
     def __enter__(self) -> Self:
-        self._declared(self._channel.perform(operations.declare(self._intent, self._parent_call_id)))
+        self._declared(declare(self._channel, self._wish))
         return self
 
     def __exit__(
@@ -140,13 +141,13 @@ class CallScope(_Scope):
 class AsyncCallScope(_Scope):
     """A call for asyncio; made by `AsyncClient.call`."""
 
-    def __init__(self, channel: AsyncChannel, session_dir: str, intent: Intent, parent_call_id: str) -> None:
-        super().__init__(session_dir, intent, parent_call_id)
+    def __init__(self, channel: AsyncChannel, session_dir: str, wish: Wish) -> None:
+        super().__init__(session_dir, wish)
         self._channel = channel
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        self._declared(await self._channel.perform(operations.declare(self._intent, self._parent_call_id)))
+        self._declared(await declare_async(self._channel, self._wish))
         return self
 
     async def __aexit__(

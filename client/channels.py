@@ -1,7 +1,7 @@
 """A gRPC channel on a Unix socket that carries out operations and turns failures into ClientErrors; sync and async."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -59,7 +59,7 @@ class SyncChannel:
             yield from page.items
             token = page.next_token or None
 
-    def stream(self, operation: Operation[Result]) -> Iterator[Result]:
+    def stream(self, operation: Operation[Result]) -> Generator[Result, None, None]:
         """The responses of a streaming operation as they come, without a time limit. Raises ClientError."""
         responses = getattr(self._stub, operation.method)(operation.request)
         try:
@@ -110,7 +110,7 @@ class AsyncChannel:
                 yield item
             token = page.next_token or None
 
-    async def stream(self, operation: Operation[Result]) -> AsyncIterator[Result]:
+    async def stream(self, operation: Operation[Result]) -> AsyncGenerator[Result, None]:
         """The responses of a streaming operation as they come, without a time limit. Raises ClientError."""
         responses = self._method(operation.method)(operation.request)
         try:

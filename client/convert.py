@@ -223,6 +223,7 @@ def call(message: pb.Call) -> values.Call:
         report=report(message.report) if message.HasField("report") else None,
         placement_delay_ms=message.placement_delay_ms if message.HasField("placement_delay_ms") else None,
         was_held=message.was_held,
+        queue=_queue(message.queue) if message.HasField("queue") else None,
     )
 
 

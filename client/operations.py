@@ -96,9 +96,19 @@ def get_limits() -> Operation[SessionLimits]:
     return Operation("GetLimits", agent.GetLimitsRequest(), convert.session_limits)
 
 
-def declare(intent: Intent, parent_call_id: str) -> Operation[Answer]:
-    request = _message(agent.DeclareIntentRequest, intent=_intent(intent), parent_call_id=parent_call_id)
+def declare(intent: Intent, parent_call_id: str, wait_ms: int | None = None) -> Operation[Answer]:
+    request = _message(
+        agent.DeclareIntentRequest,
+        intent=_intent(intent),
+        parent_call_id=parent_call_id,
+        queue_deadline_ms=wait_ms,
+    )
     return Operation("DeclareIntent", request, lambda response: convert.answer(response.answer))
+
+
+def watch_answer(call_id: str) -> Operation[Answer]:
+    request = _message(agent.WatchAnswerRequest, call_id=call_id)
+    return Operation("WatchAnswer", request, lambda response: convert.answer(response.answer))
 
 
 def begin(call_id: str, process: ProcessRef) -> Operation[Call]:

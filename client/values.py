@@ -191,6 +191,8 @@ class Call:
     # Of a call that came through the transparent door: how long after its exec it was placed.
     placement_delay_ms: int | None = None
     was_held: bool = False
+    # While it waits for room.
+    queue: Queue | None = None
 
 
 @dataclass(frozen=True, slots=True)

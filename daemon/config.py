@@ -50,6 +50,9 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # What all sessions together may use; 0 is all of the host's memory less `memory_reserve`.
     memory: SizeBytes = 0
     memory_reserve: SizeBytes = 512 << 20
+    # What running calls declared and demonstrably do not use is lent to others, until this many times the memory of session
+    # or host is declared in all. 1 lends nothing.
+    oversubscription: float = 1.5
     # 0 is every CPU of the host.
     cpu: CpuMilli = 0
     pids_max: int = 32768
@@ -118,6 +121,18 @@ class CallConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     oom_score_adj: int = 500
 
 
+class QueueConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    # Calls for which there is no room wait for it, or are refused at once.
+    enabled: bool = True
+    # How long a call waits that does not say; below the time that most harnesses give a tool.
+    wait: DurationMs = 90_000
+    # The longest wait that a call may ask for.
+    wait_max: DurationMs = 3_600_000
+    # Most calls of one session that wait, and of all together.
+    session_length: int = 64
+    length: int = 256
+
+
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
     address: str = "127.0.0.1"
@@ -159,6 +174,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     session: SessionConfig = SessionConfig()
     call: CallConfig = CallConfig()
+    queue: QueueConfig = QueueConfig()
     metrics: MetricsConfig = MetricsConfig()
     history: HistoryConfig = HistoryConfig()
     suggest: SuggestConfig = SuggestConfig()
@@ -221,6 +237,16 @@ def _check_values(config: Config, source: str) -> None:
         ),
         (0 <= config.metrics.port < 65536, "metrics.port is 0 to 65535"),
         (-1000 <= config.call.oom_score_adj <= 1000, "call.oom_score_adj is -1000 to 1000"),
+        (1 <= host.oversubscription <= 10, "host.oversubscription is 1 to 10"),
+        (config.queue.length > 0, "queue.length is at least 1; queue.enabled = false is no queue"),
+        (
+            0 < config.queue.session_length <= config.queue.length,
+            "queue.session_length is 1 to queue.length",
+        ),
+        (
+            config.queue.wait <= config.queue.wait_max,
+            "queue.wait is at most queue.wait_max",
+        ),
         (host.pids_max > 0, "host.pids_max is at least 1"),
         (host.sessions_max > 0, "host.sessions_max is at least 1"),
         (host.calls_max > 0, "host.calls_max is at least 1"),

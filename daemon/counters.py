@@ -12,7 +12,16 @@ from enum import StrEnum
 from typing import Final
 
 from agentcgroup.daemon.errors import Kind
-from agentcgroup.daemon.model import CpuClass, Decision, KillReason, Priority, Reason, Report, Verdict
+from agentcgroup.daemon.model import (
+    CpuClass,
+    Decision,
+    KillReason,
+    Priority,
+    QueueOutcome,
+    Reason,
+    Report,
+    Verdict,
+)
 
 # Upper bounds in seconds, from an edit that takes a moment to a test suite that takes hours.
 DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3600.0, 1e4)
@@ -70,6 +79,10 @@ def _peaks() -> dict[DeclaredClass, Histogram]:
     return {cpu_class: Histogram(PEAK_BOUNDS_BYTES) for cpu_class in (*CpuClass, None)}
 
 
+def _waits() -> dict[QueueOutcome, Histogram]:
+    return {outcome: Histogram(DURATION_BOUNDS_S) for outcome in QueueOutcome}
+
+
 def _placements() -> dict[Door, Histogram]:
     return {door: Histogram(PLACEMENT_BOUNDS_S) for door in Door}
 
@@ -90,6 +103,7 @@ class Counters:
     call_duration_s: dict[DeclaredClass, Histogram] = field(default_factory=_durations)
     call_peak_bytes: dict[DeclaredClass, Histogram] = field(default_factory=_peaks)
     placement_s: dict[Door, Histogram] = field(default_factory=_placements)
+    queue_wait_s: dict[QueueOutcome, Histogram] = field(default_factory=_waits)
 
     def answer(self, decision: Decision, reason: Reason | None = None) -> None:
         """An intent was answered. `reason` is None when granted as asked."""
@@ -98,6 +112,10 @@ class Counters:
     def placed(self, door: Door, seconds: float) -> None:
         """A process came into its call by `door`; `seconds` from request read to process in its cgroup."""
         self.placement_s[door].observe(seconds)
+
+    def queue_left(self, outcome: QueueOutcome, waited_s: float) -> None:
+        """A call left the queue for room."""
+        self.queue_wait_s[outcome].observe(waited_s)
 
     def killed(self, reason: KillReason) -> None:
         """The daemon killed a call. Kills by the kernel are verdicts, not these."""
@@ -149,4 +167,5 @@ class Counters:
             call_duration_s={key: histogram.copy() for key, histogram in self.call_duration_s.items()},
             call_peak_bytes={key: histogram.copy() for key, histogram in self.call_peak_bytes.items()},
             placement_s={key: histogram.copy() for key, histogram in self.placement_s.items()},
+            queue_wait_s={key: histogram.copy() for key, histogram in self.queue_wait_s.items()},
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import CallLimits, Session, ToolCall
+from agentcgroup.daemon.model import CallLimits, CallState, Session, ToolCall
 
 # Ended calls that can still be asked for by id; older ones are in the history.
 RECENT_CALLS: Final = 2048
@@ -22,7 +22,10 @@ class Ledger:
         self._calls: dict[str, ToolCall] = {}
         self._recent: OrderedDict[str, ToolCall] = OrderedDict()
         self._tickets: dict[str, str] = {}
+        self._queued: set[str] = set()
         self.memory_reserved_bytes = 0
+        # Called when somebody may have given room back; must not change the ledger.
+        self.on_room: Callable[[], None] = lambda: None
 
     @property
     def sessions(self) -> dict[str, Session]:
@@ -30,7 +33,8 @@ class Ledger:
 
     @property
     def calls_live(self) -> int:
-        return len(self._calls)
+        """Calls that hold or may hold resources: not those that wait for room."""
+        return len(self._calls) - len(self._queued)
 
     def session(self, name: str) -> Session:
         try:
@@ -50,10 +54,12 @@ class Ledger:
     def remove_session(self, session: Session) -> None:
         del self._sessions[session.name]
         self.memory_reserved_bytes -= session.budget.agent_memory_bytes
+        self.on_room()
 
     def rebudget(self, session: Session, agent_memory_bytes: int) -> None:
         """Account for a changed agent reserve; the caller sets the budget itself."""
         self.memory_reserved_bytes += agent_memory_bytes - session.budget.agent_memory_bytes
+        self.on_room()
 
     def call(self, session: str | None, call_id: str) -> ToolCall:
         """The live or recently ended call; another session's call is not found, like one that never was.
@@ -75,6 +81,10 @@ class Ledger:
     def _is_of(self, call: ToolCall, session: str) -> bool:
         found = self._sessions.get(session)
         return call.session == session and (found is None or call.declared_at_ns >= found.created_at_ns)
+
+    def find(self, call_id: str) -> ToolCall | None:
+        """The live call with this id, of whatever session."""
+        return self._calls.get(call_id)
 
     def live_call(self, session: str | None, call_id: str) -> ToolCall:
         """As `call`, but an ended one is an error of state."""
@@ -117,17 +127,43 @@ class Ledger:
                 return call_id
 
     def add_call(self, call: ToolCall) -> None:
+        """A call in state QUEUED has nothing reserved until it is granted."""
         self._calls[call.id] = call
-        self._sessions[call.session].calls[call.id] = call
-        self._reserve(call, call.limits.memory_bytes)
+        session = self._sessions[call.session]
+        session.calls[call.id] = call
+        if call.state is CallState.QUEUED:
+            self._queued.add(call.id)
+            session.calls_queued += 1
+        else:
+            self._reserve(call, call.limits.memory_bytes)
+
+    def grant(self, call: ToolCall, limits: CallLimits) -> None:
+        """A queued call gets `limits` and becomes a declared one."""
+        self._unqueue(call)
+        call.state, call.limits = CallState.DECLARED, limits
+        self._reserve(call, limits.memory_bytes)
+
+    def withdraw(self, call: ToolCall) -> None:
+        """Forgets a queued call that was refused before anybody heard of it."""
+        self._unqueue(call)
+        del self._calls[call.id]
+        del self._sessions[call.session].calls[call.id]
+
+    def _unqueue(self, call: ToolCall) -> None:
+        self._queued.discard(call.id)
+        self._sessions[call.session].calls_queued -= 1
 
     def relimit(self, call: ToolCall, limits: CallLimits) -> None:
         self._reserve(call, limits.memory_bytes - call.limits.memory_bytes)
         call.limits = limits
+        self.on_room()
 
     def remove_call(self, call: ToolCall) -> None:
         """Moves an ended call from the live ones to the recent ones and gives back what it had reserved."""
-        self._reserve(call, -call.limits.memory_bytes)
+        if call.id in self._queued:
+            self._unqueue(call)
+        else:
+            self._reserve(call, -call.limits.memory_bytes)
         del self._calls[call.id]
         session = self._sessions[call.session]
         del session.calls[call.id]
@@ -137,6 +173,7 @@ class Ledger:
         self._recent[call.id] = call
         if len(self._recent) > RECENT_CALLS:
             self._recent.popitem(last=False)
+        self.on_room()
 
     def _reserve(self, call: ToolCall, memory_bytes: int) -> None:
         # A nested call lives inside what its parent has reserved already.

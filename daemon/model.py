@@ -50,6 +50,17 @@ class FreezeCause(StrEnum):
     PROTECTION = "protection"  # memory that other calls need
 
 
+class QueueOutcome(StrEnum):
+    """How a call left the queue for room."""
+
+    GRANTED = "granted"
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"  # its caller gave the place up, or hung up
+    PARENT_END = "parent_end"
+    SESSION_END = "session_end"
+    REFUSED = "refused"  # it can no longer be granted: budget or host have changed
+
+
 @dataclass(frozen=True, slots=True)
 class Intent:
     """What a caller declares about a call. None: not declared."""
@@ -125,6 +136,15 @@ class Trim:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """A place in the queue; position 1 is next. The call is refused when it has waited `deadline_ms` in all."""
+
+    position: int
+    deadline_ms: int
+    estimated_wait_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     decision: Decision
     message: str
@@ -138,6 +158,7 @@ class Answer:
     # What runs like this one needed, and whether the reservation was made from it because nothing was declared.
     learned: "Suggestion | None" = None
     learned_applied: bool = False
+    queue: QueuePlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,6 +452,8 @@ class Session:
     calls: "dict[str, ToolCall]" = field(default_factory=dict)
     # What live calls directly under the session have reserved; nested calls live inside their parent's. The ledger keeps it.
     memory_reserved_bytes: int = 0
+    # Calls among `calls` that wait for room and have reserved nothing. The ledger keeps it.
+    calls_queued: int = 0
     # memory.max hits of the session's own levels that a verdict has already been blamed on; see policy/verdict.py.
     oom_attributed: int = 0
 
@@ -462,6 +485,12 @@ class ToolCall:
     # Of a call that came through the transparent door: how long after its exec it was placed, and whether held meanwhile.
     placement_delay_ms: int | None = None
     was_held: bool = False
+    # When a grant that is not begun lapses.
+    expires_at_ns: int | None = None
+    # While QUEUED.
+    queue: QueuePlace | None = None
+    # What it was answered in the end when it was queued in vain.
+    refusal: Answer | None = None
 
     @property
     def is_live(self) -> bool:

@@ -18,7 +18,17 @@ from agentcgroup.daemon.errors import Kind, RequestError
 log = logging.getLogger("agentcgroup")
 
 # Sections, or single keys of one, that are read anew whenever they are needed.
-LIVE: Final = frozenset({"session", "call", "daemon.log_level", "host.sessions_max", "host.calls_max"})
+LIVE: Final = frozenset(
+    {
+        "session",
+        "call",
+        "queue",
+        "daemon.log_level",
+        "host.sessions_max",
+        "host.calls_max",
+        "host.oversubscription",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)

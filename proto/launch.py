@@ -11,6 +11,7 @@ Request (launcher -> daemon), at most once on a connection:
     op=begin            place the sender (SO_PEERCRED, SO_PEERPIDFD), or the process of a pidfd sent by SCM_RIGHTS
     memory=2G  memory-max=3G  cpu=1.5  weight=100  class=batch  pids=200  timeout=10m  expect=2m
     on-exceed=throttle  throttle-limit=30s            each optional, each at most once
+    wait=5m             how long it may be queued for room; 0: refuse it at once; absent: as the daemon is configured
     label=KEY=VALUE                                   any number
     ticket=TICKET                                     a call begun over gRPC; then no other intent field
     arg=ARGUMENT                                      the command, in order, as far as it fits
@@ -66,6 +67,7 @@ class Request:
     labels: dict[str, str] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     ticket: str | None = None
+    wait: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ def decode_request(packet: bytes) -> Request:
     labels: dict[str, str] = {}
     arguments: list[str] = []
     ticket: str | None = None
+    wait: str | None = None
     op: str | None = None
     for key, value in _records(packet):
         if key == "arg":
@@ -127,15 +130,17 @@ def decode_request(packet: bytes) -> Request:
             intent[key] = value
         elif key == "ticket" and ticket is None:
             ticket = value
+        elif key == "wait" and wait is None:
+            wait = value
         elif key == "op" and op is None:
             op = value
         else:
             raise BadMessage(f"{key[:40]!r} is not a field of this protocol, or stands twice")
     if op != "begin":
         raise BadMessage(f"op={op} is not known; this daemon knows op=begin")
-    if ticket is not None and (intent or labels):
+    if ticket is not None and (intent or labels or wait is not None):
         raise BadMessage("a ticket stands for a call that is declared already: leave out limits and labels")
-    return Request(intent=intent, labels=labels, arguments=tuple(arguments), ticket=ticket)
+    return Request(intent=intent, labels=labels, arguments=tuple(arguments), ticket=ticket, wait=wait)
 
 
 def split_request(packet: bytes) -> tuple[bytes, tuple[str, ...]] | None:
@@ -157,6 +162,8 @@ def encode_request(request: Request) -> bytes:
     head: list[tuple[str, str]] = [("op", "begin")]
     if request.ticket is not None:
         head.append(("ticket", request.ticket))
+    if request.wait is not None:
+        head.append(("wait", request.wait))
     head += request.intent.items()
     head += (("label", f"{key}={value}") for key, value in request.labels.items())
     packet = _pack(head)

@@ -53,6 +53,7 @@ class Reason(StrEnum):
     PARENT_CALL = "parent_call"
     SESSION_CLOSING = "session_closing"
     HOST_DRAINING = "host_draining"
+    QUEUE_FULL = "queue_full"
 
 
 class SessionState(StrEnum):
@@ -165,6 +166,7 @@ class FeedbackKind(StrEnum):
 
     HELLO = "hello"
     DECLARED = "declared"
+    QUEUED = "queued"
     REFUSED = "refused"
     STARTED = "started"
     WARNING = "warning"

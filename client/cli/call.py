@@ -73,9 +73,13 @@ def _call(arguments: argparse.Namespace) -> Call:
         return agent.get(arguments.id)
 
 
+def _state(call: Call) -> str:
+    return f"{call.state}, place {call.queue.position}" if call.queue is not None else call.state
+
+
 def _row(call: Call, name: str) -> tuple[str, ...]:
     return (
-        name, call.session, call.state, size(call.limits.memory_bytes), size(call.limits.memory_max_bytes),
+        name, call.session, _state(call), size(call.limits.memory_bytes), size(call.limits.memory_max_bytes),
         size(call.usage.memory_current_bytes), size(call.usage.memory_peak_bytes), cpu_time(call.usage.cpu_usage_us),
         count(call.usage.pids_current), age(call.started_at or call.declared_at), command_line(call.intent.command),
     )  # fmt: skip
@@ -165,7 +169,18 @@ def _tell(arguments: argparse.Namespace, call: Call) -> int:
     limits, usage = call.limits, call.usage
     print_facts(
         [
-            ("call", f"{call.id} of session {call.session}, {call.state}"),
+            ("call", f"{call.id} of session {call.session}, {_state(call)}"),
+            (
+                "waits",
+                f"until {duration(call.queue.deadline_ms)} are over"
+                + (
+                    f", likely for {duration(call.queue.estimated_wait_ms)} more"
+                    if call.queue.estimated_wait_ms is not None
+                    else ""
+                )
+                if call.queue is not None
+                else "",
+            ),
             ("inside", call.parent_call_id),
             ("command", command_line(call.intent.command, most=1000) if call.intent.command else ""),
             ("process", str(call.pid) if call.pid else ""),

@@ -5,11 +5,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
+
+// A wait shorter than this is not told, except on a terminal.
+enum { QUIET_WAIT_MS = 2000 };
+
+static const char timed_out[] = "it did not answer in time";
 
 // With standard streams closed the socket could become stderr, and complaints would go to the daemon.
 static int above_standard_streams(int fd)
@@ -52,7 +59,7 @@ static int socket_address(const char *dir, struct sockaddr_un *address, int *dir
 // A connected socket, or -1 and errno. A daemon whose backlog is full is waited for as long as for an answer.
 static int connect_to_daemon(const struct options *options)
 {
-	struct timeval limit = {.tv_sec = options->wait_ms / 1000, .tv_usec = options->wait_ms % 1000 * 1000 + 1};
+	struct timeval limit = {.tv_sec = options->answer_timeout_ms / 1000, .tv_usec = options->answer_timeout_ms % 1000 * 1000 + 1};
 	struct sockaddr_un address = {0};
 	int fd, dir_fd, error, result;
 
@@ -91,7 +98,7 @@ static const char *receive(int fd, struct packet *answer, int wait_ms)
 
 		switch (poll(&readable, 1, wait_ms)) {
 		case 0:
-			return "it did not answer in time";
+			return timed_out;
 		case -1:
 			if (errno == EINTR)
 				continue;
@@ -109,12 +116,53 @@ static const char *receive(int fd, struct packet *answer, int wait_ms)
 	}
 }
 
+// Where a queued request stands, told to people at most once for each word of the daemon's. A wait that is over in a moment
+// is not worth a line, except to somebody who looks at a terminal. Only who waits here reads a clock.
+static struct queue_news {
+	bool queued;
+	bool untold;
+	int64_t tell_at_ms;
+	struct packet packet;
+	struct reply reply;
+} news;
+
+static int64_t now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static void news_came(const struct packet *answer)
+{
+	if (!news.queued)
+		news.tell_at_ms = isatty(STDERR_FILENO) ? 0 : now_ms() + QUIET_WAIT_MS;
+	news.queued = true;
+	news.untold = true;
+	news.packet = *answer;
+	reply_parse(&news.packet, &news.reply);
+}
+
+// Tells what is to be told; how long the next word may take until there is something to tell, in ms, or -1.
+static int tell_news(const struct options *options, void (*on_queued)(const struct options *, const struct reply *))
+{
+	int64_t left_ms = news.tell_at_ms - now_ms();
+
+	if (!news.untold)
+		return -1;
+	if (left_ms > 0)
+		return (int)left_ms;
+	on_queued(options, &news.reply);
+	news.untold = false;
+	return -1;
+}
+
 const char *ask(const struct options *options, struct packet *request, struct packet *answer, struct reply *reply,
                 void (*on_queued)(const struct options *, const struct reply *))
 {
-	int wait_ms = options->wait_ms;
+	int wait_ms = options->answer_timeout_ms;
 	const char *cause = NULL;
-	bool queued = false;
 	int fd = connect_to_daemon(options);
 
 	if (fd < 0)
@@ -128,16 +176,19 @@ const char *ask(const struct options *options, struct packet *request, struct pa
 		break;
 	}
 	while (!cause) {
+		// The daemon bounds the wait of a queued request itself, and refuses it then.
+		if (news.queued)
+			wait_ms = tell_news(options, on_queued);
 		cause = receive(fd, answer, wait_ms);
+		if (cause == timed_out && news.queued) {
+			cause = NULL;
+			continue;
+		}
 		if (!cause)
 			cause = reply_parse(answer, reply);
 		if (cause || reply->status != STATUS_QUEUED)
 			break;
-		// The daemon bounds the wait of a queued request itself, and refuses it then.
-		wait_ms = -1;
-		if (!queued)
-			on_queued(options, reply);
-		queued = true;
+		news_came(answer);
 	}
 	close(fd);
 	return cause;

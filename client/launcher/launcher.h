@@ -62,7 +62,7 @@ const char *status_name(enum status status);
 
 struct options {
 	bool run_if_unreachable;
-	int wait_ms; // for an answer
+	int answer_timeout_ms;
 	bool json;
 	bool quiet;
 	char **command; // NULL-terminated, at least one
@@ -76,7 +76,8 @@ void options_parse(int argc, char **argv, struct options *options, struct packet
 // ---- ask.c: the conversation ----
 
 // Sends `request`, waits for the answer (NULL then, and `reply` is filled from `answer`). Otherwise returns the cause
-// why there is none, for people. `on_queued` is called once when the request has to wait.
+// why there is none, for people. `on_queued` is called with the daemon's word on where the request stands, when it waits
+// longer than a moment (on a terminal at once), and whenever that changes.
 const char *ask(const struct options *options, struct packet *request, struct packet *answer, struct reply *reply,
                 void (*on_queued)(const struct options *, const struct reply *));
 

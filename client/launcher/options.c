@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum kind { INTENT, LABEL, SESSION_DIR, IF_UNREACHABLE, WAIT, JSON, QUIET, HELP };
+enum kind { INTENT, LABEL, SESSION_DIR, IF_UNREACHABLE, ANSWER_TIMEOUT, JSON, QUIET, HELP };
 
 static const struct option {
 	const char *name; // without the dashes; of an INTENT also the field of the request
@@ -13,8 +13,8 @@ static const struct option {
 } known[] = {
 	{"memory", INTENT},  {"memory-max", INTENT}, {"cpu", INTENT},       {"weight", INTENT},
 	{"class", INTENT},   {"pids", INTENT},       {"timeout", INTENT},   {"expect", INTENT},
-	{"on-exceed", INTENT}, {"throttle-limit", INTENT}, {"ticket", INTENT}, {"label", LABEL},
-	{"session-dir", SESSION_DIR}, {"if-unreachable", IF_UNREACHABLE}, {"wait", WAIT},
+	{"on-exceed", INTENT}, {"throttle-limit", INTENT}, {"wait", INTENT}, {"ticket", INTENT}, {"label", LABEL},
+	{"session-dir", SESSION_DIR}, {"if-unreachable", IF_UNREACHABLE}, {"answer-timeout", ANSWER_TIMEOUT},
 	{"json", JSON}, {"quiet", QUIET}, {"help", HELP},
 };
 
@@ -40,7 +40,7 @@ static bool takes_value(enum kind kind)
 }
 
 // Milliseconds in `text`: a whole number of seconds, or with ms, s or m. -1 when it is none.
-static int parse_wait(const char *text)
+static int parse_timeout(const char *text)
 {
 	static const struct {
 		const char *unit;
@@ -60,10 +60,10 @@ static int parse_wait(const char *text)
 	return -1;
 }
 
-static void set_wait(struct options *options, const char *text, const char *origin)
+static void set_answer_timeout(struct options *options, const char *text, const char *origin)
 {
-	options->wait_ms = parse_wait(text);
-	if (options->wait_ms < 0)
+	options->answer_timeout_ms = parse_timeout(text);
+	if (options->answer_timeout_ms < 0)
 		INVALID(origin, ": '", text, "' is no time: write seconds or a unit, for example 10, 500ms or 1m");
 }
 
@@ -94,16 +94,16 @@ static void set_session_dir(struct options *options, const char *text, const cha
 
 static void set_from_environment(struct options *options)
 {
-	const char *dir = getenv(ENV_SESSION_DIR), *policy = getenv(ENV_IF_UNREACHABLE), *wait = getenv(ENV_ANSWER_TIMEOUT);
+	const char *dir = getenv(ENV_SESSION_DIR), *policy = getenv(ENV_IF_UNREACHABLE), *timeout = getenv(ENV_ANSWER_TIMEOUT);
 
 	strcpy(options->session_dir, DEFAULT_SESSION_DIR);
-	options->wait_ms = 10000;
+	options->answer_timeout_ms = 10000;
 	if (dir && *dir)
 		set_session_dir(options, dir, ENV_SESSION_DIR);
 	if (policy && *policy)
 		set_if_unreachable(options, policy, ENV_IF_UNREACHABLE);
-	if (wait && *wait)
-		set_wait(options, wait, ENV_ANSWER_TIMEOUT);
+	if (timeout && *timeout)
+		set_answer_timeout(options, timeout, ENV_ANSWER_TIMEOUT);
 }
 
 static void apply(struct options *options, struct packet *request, const struct option *option, const char *value)
@@ -120,8 +120,8 @@ static void apply(struct options *options, struct packet *request, const struct 
 	case IF_UNREACHABLE:
 		set_if_unreachable(options, value, "--if-unreachable");
 		break;
-	case WAIT:
-		set_wait(options, value, "--wait");
+	case ANSWER_TIMEOUT:
+		set_answer_timeout(options, value, "--answer-timeout");
 		break;
 	case JSON:
 		options->json = true;

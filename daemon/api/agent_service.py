@@ -4,6 +4,8 @@ One object per session; its session is the socket it is served on, so no method 
 request.
 """
 
+import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -18,7 +20,7 @@ from agentcgroup.daemon.api.watching import Watchers, hello
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Door
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import Answer, Decision, Intent, ProcessRef, ToolCall
+from agentcgroup.daemon.model import Answer, Decision, ProcessRef, ToolCall
 from agentcgroup.daemon.policy.intent import bounded_command
 from agentcgroup.proto.v1 import agent_pb2 as pb, agent_pb2_grpc, types_pb2
 
@@ -55,7 +57,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     async def DeclareIntent(
         self, request: pb.DeclareIntentRequest, context: _Context
     ) -> pb.DeclareIntentResponse:
-        answer = self._declare(translate.read_intent(request.intent), request.parent_call_id)
+        answer = self._declare(request.intent, request)
         return pb.DeclareIntentResponse(answer=self._written(answer))
 
     async def BeginCall(self, request: pb.BeginCallRequest, context: _Context) -> pb.BeginCallResponse:
@@ -69,6 +71,9 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 "target",
             )
         answer = self._answer_to_begin(request)
+        if answer.decision is Decision.QUEUED:
+            answer = await self._turn(answer, context)
+            started_s = time.perf_counter()
         if answer.decision is Decision.REFUSED:
             return pb.BeginCallResponse(answer=self._written(answer))
         try:
@@ -133,15 +138,39 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         found = self._controller.suggestion(command, request.project or None, self._session)
         return pb.GetSuggestionResponse(suggestion=translate.write_suggestion(found))
 
+    async def WatchAnswer(
+        self, request: pb.WatchAnswerRequest, context: _Context
+    ) -> AsyncIterator[pb.WatchAnswerResponse]:
+        async with contextlib.aclosing(self._controller.answers(self._session, request.call_id)) as answers:
+            async for answer in answers:
+                yield pb.WatchAnswerResponse(answer=self._written(answer))
+
     # ---- below the RPCs
 
-    def _declare(self, intent: Intent, parent_id: str) -> Answer:
-        return self._controller.declare(self._session, intent, parent_id)
+    def _declare(
+        self, intent: types_pb2.Intent, request: pb.DeclareIntentRequest | pb.BeginCallRequest
+    ) -> Answer:
+        wait_ms = request.queue_deadline_ms if request.HasField("queue_deadline_ms") else None
+        return self._controller.declare(
+            self._session, translate.read_intent(intent), request.parent_call_id, wait_ms
+        )
+
+    async def _turn(self, answer: Answer, context: _Context) -> Answer:
+        """The final answer to a queued call; it leaves the queue when the caller hangs up before."""
+        waiting = asyncio.ensure_future(self._controller.final_answer(self._session, answer.call_id))
+
+        def stop_waiting(_: Any) -> None:
+            waiting.cancel()
+
+        # What a caller asked for goes on when it has gone (see Guard); waiting for it does not.
+        # The stubs take the callback for a protocol of another shape; grpc calls it with the context.
+        context.add_done_callback(stop_waiting)  # type: ignore[arg-type]
+        return await waiting
 
     def _answer_to_begin(self, request: pb.BeginCallRequest) -> Answer:
         match request.WhichOneof("call"):
             case "intent":
-                return self._declare(translate.read_intent(request.intent), request.parent_call_id)
+                return self._declare(request.intent, request)
             case "call_id":
                 if request.parent_call_id:
                     raise RequestError(
@@ -150,7 +179,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                         "set parent_call_id only together with intent",
                         "parent_call_id",
                     )
-                return self._answer_given(self._controller.call(self._session, request.call_id))
+                return self._controller.answer_to(self._controller.call(self._session, request.call_id))
             case _:
                 raise RequestError(
                     Kind.INVALID,
@@ -169,17 +198,6 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             call = self._controller.begin(self._session, answer.call_id, process)
         return pb.BeginCallResponse(
             answer=self._written(answer), ticket=ticket, call=self._written_call(call)
-        )
-
-    def _answer_given(self, call: ToolCall) -> Answer:
-        """What `call` was answered when it was declared, as far as it still matters."""
-        lifetime_ns = self._controller.config.call.grant_lifetime * 1_000_000
-        return Answer(
-            call.decision,
-            "As declared.",
-            call_id=call.id,
-            limits=call.limits,
-            expires_at_ns=call.declared_at_ns + lifetime_ns,
         )
 
     def _written(self, answer: Answer) -> types_pb2.Answer:

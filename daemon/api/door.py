@@ -12,24 +12,27 @@ a call is prepared, and hands on everybody else, who is then served as above.
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import socket
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from agentcgroup.daemon.api.access import Peer, check_may_place, peer_of, peer_pidfd, process_of
 from agentcgroup.daemon.api.errors import new_incident
+from agentcgroup.daemon.api.held import HeldCallers
 from agentcgroup.daemon.api.preparing import Preparing
 from agentcgroup.daemon.api.replies import grant, refusal
-from agentcgroup.daemon.api.texts import read_texts
+from agentcgroup.daemon.api.texts import read_texts, read_wait
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Door as DoorName
 from agentcgroup.daemon.door.native import Began, Knock, NativeDoor
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import Answer, ToolCall
+from agentcgroup.daemon.model import Answer, Decision, ToolCall
 from agentcgroup.daemon.ports import Location, Process
 from agentcgroup.proto.launch import (
     MOST_BYTES,
@@ -92,6 +95,7 @@ class LaunchDoor:
         self._pause: asyncio.TimerHandle | None = None
         self._is_short = False
         self.lost: Final = Lost()
+        self._held: Final = HeldCallers(controller, session, self._count_unheard)
         self._preparing: Preparing | None = None
         leaf = controller.agent_leaf(session) if native is not None else None
         if native is not None and leaf is not None:
@@ -118,6 +122,7 @@ class LaunchDoor:
             self._listener.close()
         for number in list(self._waiting):
             self._forget(number).close()
+        self._held.close()
         if self.lost != Lost():
             log.info(
                 "session %s: callers without an answer at the launcher's door: %s", self._session, self.lost
@@ -234,26 +239,33 @@ class LaunchDoor:
     # ---- one call
 
     def _answer(self, connection: socket.socket, received: "_Received") -> None:
+        reply = self._reply(lambda: self._request(connection, received))
+        for fd in received.fds:
+            os.close(fd)
+        if reply is None:
+            return
         try:
-            reply = self._reply(connection, received)
-            try:
-                connection.send(encode_reply(reply), _SEND_FLAGS)
-            except OSError:
-                # Gone, or not reading. A call that was begun is ended by its process's end, as always.
-                self.lost.unheard += 1
-        finally:
-            for fd in received.fds:
-                os.close(fd)
-            connection.close()
+            connection.send(encode_reply(reply), _SEND_FLAGS)
+        except OSError:
+            # Gone, or not reading. A call that was begun is ended by its process's end, as always.
+            self._count_unheard()
+        connection.close()
 
-    def _reply(self, connection: socket.socket, received: "_Received") -> Reply:
+    def _count_unheard(self) -> None:
+        self.lost.unheard += 1
+
+    def _request(self, connection: socket.socket, received: "_Received") -> Reply | None:
+        if received.is_cut:
+            raise BadMessage(
+                f"message of more than {MOST_BYTES} bytes, or with more than {_MOST_FDS} descriptors"
+            )
+        return self._begin(connection, received.packet, received.fds)
+
+    def _reply(self, work: Callable[[], Reply | None]) -> Reply | None:
+        """What `work` replies, or what its failure is in a reply."""
         started_s = time.perf_counter()
         try:
-            if received.is_cut:
-                raise BadMessage(
-                    f"message of more than {MOST_BYTES} bytes, or with more than {_MOST_FDS} descriptors"
-                )
-            reply = self._begin(connection, received.packet, received.fds)
+            reply = work()
         except BadMessage as error:
             self._controller.counters.request_error(Kind.INVALID)
             return Reply(Status.INVALID, message=str(error))
@@ -269,11 +281,12 @@ class LaunchDoor:
                 message=f"agentcgroupd failed on this call (incident {incident})",
                 suggestion="its log says why; the daemon goes on",
             )
-        if reply.status in (Status.GRANTED, Status.TRIMMED):
+        if reply is not None and reply.status in (Status.GRANTED, Status.TRIMMED):
             self._controller.counters.placed(DoorName.LAUNCHER, time.perf_counter() - started_s)
         return reply
 
-    def _begin(self, connection: socket.socket, packet: bytes, fds: list[int]) -> Reply:
+    def _begin(self, connection: socket.socket, packet: bytes, fds: list[int]) -> Reply | None:
+        """Places the caller. None: its call is queued, and connection and pidfd are held until its turn."""
         request = decode_request(packet)
         sent_along = bool(fds)
         peer = peer_of(connection)
@@ -288,14 +301,47 @@ class LaunchDoor:
             answer = Answer(call.decision, "", call_id=call.id, limits=call.limits)
         else:
             intent = read_texts(request.intent, request.labels, request.arguments)
-            answer = self._controller.declare(self._session, intent, inside)
+            wait_ms = None if request.wait is None else read_wait(request.wait)
+            answer = self._controller.declare(self._session, intent, inside, wait_ms)
+            if answer.decision is Decision.QUEUED:
+                self._held.hold(connection, answer, fds.pop(), functools.partial(self._begin_held, pid))
+                return None
             if answer.limits is None:
                 return refusal(answer)
             if self._preparing is not None and where == Location(self._session) and not sent_along:
                 self._preparing.expect_again(packet, intent)
+        return self._place(answer, pid, fds.pop())
+
+    def _place(self, answer: Answer, pid: int, pidfd: int) -> Reply:
         # From here on the controller closes the pidfd, whatever happens.
-        self._controller.begin_pidfd(self._session, answer.call_id, pid, fds.pop())
+        self._controller.begin_pidfd(self._session, answer.call_id, pid, pidfd)
         return grant(self._controller, self._controller.call(self._session, answer.call_id), answer)
+
+    def _begin_held(self, pid: int, answer: Answer, pidfd: int) -> Reply:
+        """The turn of a call that was queued has come. Takes over `pidfd`."""
+
+        def begin() -> Reply:
+            try:
+                inside = self._controller.locate(self._session, Process(pid, pidfd)).call_id
+                self._check_unmoved(self._controller.call(self._session, answer.call_id), inside)
+            except BaseException:
+                os.close(pidfd)
+                self._controller.give_back(self._session, answer.call_id)
+                raise
+            return self._place(answer, pid, pidfd)
+
+        reply = self._reply(begin)
+        assert reply is not None
+        return reply
+
+    @staticmethod
+    def _check_unmoved(call: ToolCall, inside: str) -> None:
+        if inside != call.parent_id:
+            raise RequestError(
+                Kind.STATE,
+                f"the process was moved to {f'call {inside}' if inside else 'no call'} while it was queued",
+                "declare it again",
+            )
 
     @staticmethod
     def _pid_to_place(peer: Peer, fds: list[int]) -> int:

@@ -57,6 +57,14 @@ def _choice(option: str, text: str, choices: type[CpuClass] | type[OnExceed]) ->
     return text
 
 
+def read_wait(text: str) -> int:
+    """Milliseconds to wait for room at most. Raises RequestError(INVALID)."""
+    try:
+        return parse_duration(text)
+    except BadQuantity as error:
+        raise RequestError(Kind.INVALID, f"--wait: {error}", "", "--wait") from error
+
+
 def read_texts(texts: Mapping[str, str], labels: Mapping[str, str], arguments: Sequence[str]) -> Intent:
     """The intent that `texts` (by option name), `labels` and the command line declare, checked.
 

@@ -207,6 +207,15 @@ def write_answer(answer: model.Answer, not_enforced: NotEnforced = ()) -> pb.Ans
         notices=answer.notices,
         learned=None if answer.learned is None else write_suggestion(answer.learned),
         learned_applied=answer.learned_applied,
+        queue=write_queue(answer.queue),
+    )
+
+
+def write_queue(place: model.QueuePlace | None) -> pb.Queue | None:
+    if place is None:
+        return None
+    return pb.Queue(
+        position=place.position, estimated_wait_ms=place.estimated_wait_ms, deadline_ms=place.deadline_ms
     )
 
 
@@ -261,6 +270,7 @@ def write_call(call: model.ToolCall, usage: model.Usage, not_enforced: NotEnforc
         report=None if call.report is None else write_report(call.report),
         placement_delay_ms=call.placement_delay_ms,
         was_held=call.was_held,
+        queue=write_queue(call.queue),
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from agentcgroup.daemon.controller.core import GRANT_TIMER
-from agentcgroup.daemon.controller.standing import Standing
+from agentcgroup.daemon.controller.queue import Queueing, refusal
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import (
     Action,
@@ -26,7 +26,7 @@ from agentcgroup.daemon.policy.intent import bounded_command, check
 from agentcgroup.daemon.ports import Location, Process
 
 
-class Calls(Standing):
+class Calls(Queueing):
     # ---- asking
 
     def call(self, session: str | None, call_id: str) -> ToolCall:
@@ -60,11 +60,16 @@ class Calls(Standing):
 
     # ---- declare
 
-    def declare(self, session: str, intent: Intent, parent_id: str = "") -> Answer:
-        """Rules on the intent; a grant becomes a declared call that lapses when it does not begin in time."""
+    def declare(
+        self, session: str, intent: Intent, parent_id: str = "", wait_ms: int | None = None
+    ) -> Answer:
+        """Rules on the intent; a grant becomes a declared call that lapses when it does not begin in time.
+
+        One for which there is no room now is queued for `wait_ms` (0: refused at once; None: as configured).
+        """
         check(intent)
         owner = self._ledger.session(session)
-        parent = self._ledger.live_call(session, parent_id) if parent_id else None
+        parent = self._parent(session, parent_id) if parent_id else None
         learned = self._learned(intent, owner)
         views = self._session_view(owner), self._host_view(), self._parent_view(parent)
         defaults = self._defaults_of(intent, learned)
@@ -73,39 +78,37 @@ class Calls(Standing):
             # What stood and was taken at this very moment has become a call.
             views = self._session_view(owner), self._host_view(), self._parent_view(parent)
             ruling = admission.admit(intent, *views, defaults)
-        self.counters.answer(ruling.decision, ruling.reason)
         because = grounds.of_ruling(intent, ruling.limits, *views) | grounds.of_learned(learned)
-        if ruling.limits is None:
-            self._decided(Action.REFUSED, session, ruling.message, because=because)
-            answer = Answer(
-                ruling.decision,
-                ruling.message,
-                reason=ruling.reason,
-                suggestion=ruling.suggestion,
-                notices=ruling.notices,
-                learned=learned,
-            )
-            self._say(FeedbackKind.REFUSED, session, ruling.message, advice=ruling.suggestion, answer=answer)
+        if ruling.limits is None and not ruling.could_wait:
+            answer = refusal(ruling, learned)
+            self._say_refused(session, answer, because)
             return answer
-        now_ns = self._clock.now_ns()
         call = ToolCall(
             id=self._ledger.new_call_id(),
             session=session,
             parent_id=parent_id,
             intent=intent,
-            limits=ruling.limits,
+            limits=ruling.limits or admission.limits_with_room(intent, *views, defaults),
             decision=ruling.decision,
-            declared_at_ns=now_ns,
+            declared_at_ns=self._clock.now_ns(),
         )
+        if ruling.limits is None or self.calls_waiting:
+            call.state, call.decision = CallState.QUEUED, Decision.QUEUED
+            return self._ask_queue(call, ruling.reason, self._wait_ms(wait_ms), learned)
+        self.counters.answer(ruling.decision, ruling.reason)
         self._ledger.add_call(call)
-        self._decided(Action(ruling.decision), session, ruling.message, call=call, because=because)
-        lifetime_ms = self.config.call.grant_lifetime
-        self._arm(GRANT_TIMER, call.id, lifetime_ms, lambda: self._lapse(call))
-        return self._answer(ruling, call, learned, now_ns + lifetime_ms * 1_000_000)
+        return self._grant(call, ruling, because, learned)
 
-    def _lapse(self, call: ToolCall) -> None:
-        if call.state is CallState.DECLARED:
-            self._close_unbegun(call)
+    def _parent(self, session: str, call_id: str) -> ToolCall:
+        parent = self._ledger.live_call(session, call_id)
+        if parent.state is CallState.QUEUED:
+            raise RequestError(
+                Kind.STATE,
+                f"call {call_id}, around it, is queued for room itself",
+                "begin the outer call first",
+                "parent_call_id",
+            )
+        return parent
 
     # ---- begin
 
@@ -123,6 +126,10 @@ class Calls(Standing):
 
     def _declared(self, session: str, call_id: str) -> ToolCall:
         call = self._ledger.live_call(session, call_id)
+        if call.state is CallState.QUEUED:
+            raise RequestError(
+                Kind.STATE, f"call {call.id} is still queued for room", "wait for its turn", "call_id"
+            )
         if call.state is not CallState.DECLARED:
             raise RequestError(
                 Kind.STATE, f"call {call.id} has begun already", "declare another call", "call_id"
@@ -193,6 +200,13 @@ class Calls(Standing):
         check(intent)
         self.withdraw_standing()
         call = self._ledger.live_call(session, call_id)
+        if call.state is CallState.QUEUED:
+            raise RequestError(
+                Kind.STATE,
+                f"call {call.id} is queued and has no limits yet",
+                "finish it and declare it anew",
+                "call_id",
+            )
         intent = dataclasses.replace(
             intent, on_exceed=call.intent.on_exceed, throttle_limit_ms=call.intent.throttle_limit_ms
         )
@@ -276,5 +290,5 @@ class Calls(Standing):
         session.state = SessionState.CLOSING
         self.withdraw_standing(session.name)
         for call in list(session.calls.values()):
-            if call.state is CallState.DECLARED:
+            if call.started_at_ns is None and call.is_live:
                 self._close_unbegun(call)

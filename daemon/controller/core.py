@@ -133,7 +133,8 @@ class Core:
     # ---- views for the policies
 
     def _session_view(self, session: Session) -> SessionView:
-        return SessionView(session.state, session.budget, session.memory_reserved_bytes, len(session.calls))
+        calls_live = len(session.calls) - session.calls_queued
+        return SessionView(session.state, session.budget, session.memory_reserved_bytes, calls_live)
 
     def _host_view(self) -> HostView:
         return HostView(

@@ -17,6 +17,7 @@ from agentcgroup.proto.quantity import format_duration
 
 # The one timer of its kind; its key is no call's.
 _DRAIN_TIMER: Final = "drain"
+_NOT_BEGUN: Final = (CallState.DECLARED, CallState.QUEUED)
 
 
 class Draining(Sessions):
@@ -31,7 +32,7 @@ class Draining(Sessions):
         began_ns = self._drain.began_at_ns if self._drain else now_ns
         self._drain = Drain(reason, began_ns, until_ns)
         self.withdraw_standing()
-        for call in [each for each in self._ledger.calls(None) if each.state is CallState.DECLARED]:
+        for call in [each for each in self._ledger.calls(None) if each.state in _NOT_BEGUN]:
             self._close_unbegun(call)
         if deadline_ms is not None:
             self._arm(_DRAIN_TIMER, "", deadline_ms, self._drain_is_over)

@@ -1,6 +1,7 @@
 """The end of a call: main process gone or told to stop, leftovers killed, counters read, cgroup removed, report given."""
 
 import asyncio
+import dataclasses
 import logging
 from typing import Final
 
@@ -264,13 +265,19 @@ class Endings(Learning):
         )
 
     def _close_unbegun(self, call: ToolCall) -> None:
-        """Gives back a grant; nothing ran, so nothing goes into the history."""
+        """Gives back a grant."""
         self._disarm(GRANT_TIMER, call.id)
+        report = self._end_unbegun(call)
+        self._decided(Action.LAPSED, call.session, report.message, call=call, actor=Actor.DAEMON)
+
+    def _end_unbegun(self, call: ToolCall, words: str = "") -> Report:
+        """Takes a call that never ran out of the ledger; nothing ran, so nothing goes into the history of calls."""
         call.state = CallState.ENDED
         self._ledger.remove_call(call)
         self._call_gone(call)
-        call.report = self._worded(call, Verdict.NOT_BEGUN, Usage())
-        self._decided(Action.LAPSED, call.session, call.report.message, call=call, actor=Actor.DAEMON)
+        report = self._worded(call, Verdict.NOT_BEGUN, Usage())
+        call.report = dataclasses.replace(report, message=words) if words else report
+        return call.report
 
     # ---- told to end
 

@@ -11,7 +11,6 @@ from agentcgroup.daemon.model import (
     Actor,
     Budget,
     BudgetRequest,
-    CallState,
     FeedbackKind,
     KillReason,
     Labels,
@@ -283,7 +282,7 @@ class Sessions(TransparentDoor):
     async def _end_calls(self, session: Session, why: KillReason, note: str = "") -> int:
         begun = [call for call in session.calls.values() if call.started_at_ns is not None]
         for call in list(session.calls.values()):
-            if not call.parent_id or call.state is CallState.DECLARED:
+            if not call.parent_id or call.started_at_ns is None:
                 self._kill(call, why, note)
         for call in begun:
             await self._until_ended(call)

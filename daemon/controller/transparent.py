@@ -112,7 +112,8 @@ class TransparentDoor(Calls):
         return jobs
 
     def _begin_knocked(self, session: Session, knock: Knock, process: Process) -> None:
-        answer = self.declare(session.name, Intent(command=bounded_command(knock.command)))
+        # It runs already, or is held: it cannot wait.
+        answer = self.declare(session.name, Intent(command=bounded_command(knock.command)), wait_ms=0)
         if answer.limits is None:
             self._leave(session, knock, process, answer.message, answer.suggestion)
             return

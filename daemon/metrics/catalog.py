@@ -20,6 +20,7 @@ from agentcgroup.daemon.model import (
     Decision,
     KillReason,
     Priority,
+    QueueOutcome,
     Reason,
     SessionState,
     Tier,
@@ -50,6 +51,7 @@ DECISION: Final = Label("decision", tuple(Decision))
 REASON: Final = Label("reason", (NO_REASON, *Reason))
 KILL_REASON: Final = Label("reason", tuple(KillReason))
 DOOR: Final = Label("door", tuple(Door))
+QUEUE_OUTCOME: Final = Label("outcome", tuple(QueueOutcome))
 ERROR_KIND: Final = Label("kind", tuple(Kind))
 EVENT_KIND: Final = Label("kind", (*EVENT_LOSSES, WATCH))
 DROP_CAUSE: Final = Label("cause", tuple(DropCause))
@@ -285,6 +287,13 @@ PLACEMENT: Final = histogram(
     "seconds",
     "From a request to begin being read to the process being in its call's cgroup.",
     (DOOR,),
+)
+QUEUE_WAIT: Final = histogram(
+    Group.CALLS,
+    "queue_wait_seconds",
+    "seconds",
+    "How long calls were queued for room, by how they left the queue. Those that wait now: `agentcgroup_calls`.",
+    (QUEUE_OUTCOME,),
 )
 SESSIONS_OPENED: Final = counter(Group.CALLS, "sessions_opened", "", "Sessions created.")
 SESSIONS_CLOSED: Final = counter(Group.CALLS, "sessions_closed", "", "Sessions removed.")

@@ -302,6 +302,7 @@ def _calls(counters: Counters) -> Iterator[Metric]:
         {(_declared(key),): value for key, value in counters.call_peak_bytes.items()},
     )
     yield _histograms(catalog.PLACEMENT, {(door,): value for door, value in counters.placement_s.items()})
+    yield _histograms(catalog.QUEUE_WAIT, {(key,): value for key, value in counters.queue_wait_s.items()})
     yield _one(catalog.SESSIONS_OPENED, counters.sessions_opened)
     yield _one(catalog.SESSIONS_CLOSED, counters.sessions_closed)
 

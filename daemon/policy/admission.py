@@ -6,7 +6,7 @@ because bursts are short and rarely meet, but none exceeds what its session's ca
 caps throughout.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from agentcgroup.daemon.model import (
@@ -79,6 +79,8 @@ class Ruling:
     reason: Reason | None = None
     suggestion: str = ""
     notices: tuple[str, ...] = ()
+    # Refused for want of room that may come free: it may be queued.
+    could_wait: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +93,15 @@ class _Room:
     place: str
 
 
-def _refused(reason: Reason, message: str, suggestion: str) -> Ruling:
-    return Ruling(Decision.REFUSED, message, reason=reason, suggestion=suggestion)
+def _refused(reason: Reason, message: str, suggestion: str, could_wait: bool = True) -> Ruling:
+    return Ruling(Decision.REFUSED, message, reason=reason, suggestion=suggestion, could_wait=could_wait)
 
 
 def _closed(session: SessionView, host: HostView, is_nested: bool) -> Ruling | None:
     if session.state is SessionState.CLOSING:
-        return _refused(Reason.SESSION_CLOSING, "Refused: the session is being removed.", "")
+        return _refused(
+            Reason.SESSION_CLOSING, "Refused: the session is being removed.", "", could_wait=False
+        )
     # What is nested is part of a call that may finish.
     if host.is_draining and not is_nested:
         why = f": {host.drain_reason}" if host.drain_reason else ""
@@ -105,12 +109,14 @@ def _closed(session: SessionView, host: HostView, is_nested: bool) -> Ruling | N
             Reason.HOST_DRAINING,
             f"Refused: the operator is emptying this host{why}. Running calls may finish, new ones do not begin.",
             "Save your work and stop, or ask the operator when the host is back.",
+            could_wait=False,
         )
     if session.calls_live >= session.budget.calls_max:
         return _refused(
             Reason.SESSION_CALLS,
             f"Refused: {session.calls_live} calls are live in this session, its limit.",
             "Wait for one to end (`agentcg call tree`), then declare again.",
+            could_wait=session.budget.calls_max > 0,
         )
     if host.calls_live >= host.calls_max:
         return _refused(
@@ -121,7 +127,12 @@ def _closed(session: SessionView, host: HostView, is_nested: bool) -> Ruling | N
     return None
 
 
-def _memory_room(session: SessionView, host: HostView, parent: ParentView | None) -> _Room:
+def nested_memory_bytes(memory_max_bytes: int | None, budget: Budget) -> int:
+    """What the calls inside a call that is stopped at `memory_max_bytes` may use together."""
+    return min(memory_max_bytes or budget.calls_memory_bytes, budget.calls_memory_bytes)
+
+
+def _memory_rooms(session: SessionView, host: HostView, parent: ParentView | None) -> list[_Room]:
     budget = session.budget
     levels = [
         _Room(
@@ -139,7 +150,7 @@ def _memory_room(session: SessionView, host: HostView, parent: ParentView | None
     ]
     if parent is not None:
         # What a nested call needs is part of what its parent has reserved, so only the parent's cap bounds it.
-        total = min(parent.memory_max_bytes or budget.calls_memory_bytes, budget.calls_memory_bytes)
+        total = nested_memory_bytes(parent.memory_max_bytes, budget)
         levels = [
             _Room(
                 total - parent.memory_reserved_bytes,
@@ -148,15 +159,41 @@ def _memory_room(session: SessionView, host: HostView, parent: ParentView | None
                 f"call {parent.id} around it",
             )
         ]
-    return min(levels, key=lambda level: level.free_bytes)
+    return levels
+
+
+def _tightest(rooms: list[_Room]) -> _Room:
+    return min(rooms, key=lambda room: room.free_bytes)
 
 
 def memory_available_bytes(session: SessionView, host: HostView, parent: ParentView | None = None) -> int:
     """What one more call could reserve now."""
-    return max(0, _memory_room(session, host, parent).free_bytes)
+    return max(0, _tightest(_memory_rooms(session, host, parent)).free_bytes)
 
 
-def _refused_memory(need_bytes: int, room: _Room) -> Ruling:
+def least_memory_bytes(intent: Intent) -> int:
+    """The least room that `intent` is granted with: what it declared; one that declared nothing makes do."""
+    return intent.memory_bytes if intent.memory_bytes is not None else LEAST_MEMORY_BYTES
+
+
+def limits_with_room(
+    intent: Intent, session: SessionView, host: HostView, parent: ParentView | None, defaults: CallDefaults
+) -> CallLimits:
+    """What `intent`, which could wait, would get if no other call were there."""
+    ruling = admit(
+        intent,
+        replace(session, memory_reserved_bytes=0, calls_live=0),
+        replace(host, memory_reserved_bytes=0, calls_live=0),
+        replace(parent, memory_reserved_bytes=0) if parent else None,
+        defaults,
+    )
+    if ruling.limits is None:
+        raise ValueError(f"it can never fit: {ruling.message}")
+    return ruling.limits
+
+
+def _refused_memory(need_bytes: int, rooms: list[_Room]) -> Ruling:
+    room = next((each for each in rooms if need_bytes > each.total_bytes), _tightest(rooms))
     free = max(0, room.free_bytes)
     message = (
         f"Refused: the call needs {format_size(need_bytes)}, but of the {format_size(room.total_bytes)} for {room.place} "
@@ -172,7 +209,7 @@ def _refused_memory(need_bytes: int, room: _Room) -> Ruling:
         )
     else:
         suggestion = "Wait for a running call to end (`agentcg call tree` shows them) and declare again."
-    return _refused(room.reason, message, suggestion)
+    return _refused(room.reason, message, suggestion, could_wait=need_bytes <= room.total_bytes)
 
 
 def _cap(
@@ -201,7 +238,8 @@ def admit(
     closed = _closed(session, host, is_nested=parent is not None)
     if closed is not None:
         return closed
-    room = _memory_room(session, host, parent)
+    rooms = _memory_rooms(session, host, parent)
+    room = _tightest(rooms)
     declared_max = intent.memory_max_bytes
     if intent.memory_bytes is not None:
         need = intent.memory_bytes
@@ -212,7 +250,7 @@ def admit(
             max(room.free_bytes, LEAST_MEMORY_BYTES),
         )
     if need > room.free_bytes:
-        return _refused_memory(need, room)
+        return _refused_memory(need, rooms)
 
     budget = session.budget
     parent_max = parent.memory_max_bytes if parent else None

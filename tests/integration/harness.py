@@ -43,7 +43,11 @@ door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 door.connect(sys.argv[1])
 fds = array.array("i", [os.pidfd_open(int(pid)) for pid in sys.argv[3:]])
 door.sendmsg([bytes.fromhex(sys.argv[2])], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else [])
-print(door.recv(20000).hex(), flush=True)
+while True:
+    reply = door.recv(20000)
+    print(reply.hex(), flush=True)
+    if b"\\0status=queued\\0" not in reply:
+        break
 door.close()
 sys.exit(int(sys.stdin.read() or 0))
 """
@@ -60,6 +64,11 @@ class Caller:
         """Goes to the door; its answer."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(b"\n")
+        return await self.hear()
+
+    async def hear(self) -> Reply:
+        """The next answer, after one that was no last one."""
+        assert self.process.stdout is not None
         line = await asyncio.wait_for(self.process.stdout.readline(), DEADLINE_S)
         return decode_reply(bytes.fromhex(line.decode()))
 

@@ -23,6 +23,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from agentcgroup.daemon.config import Config, DaemonConfig, QueueConfig
 from agentcgroup.daemon.errors import Kind
 from agentcgroup.daemon.model import CallState, Intent, ProcessRef
 from agentcgroup.proto.launch import INTENT_KEYS, MAGIC, MOST_BYTES, Status, decode_reply
@@ -46,7 +47,9 @@ class Running:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self.daemon = Daemon(run_dir)
+        # Long enough to be queued, short enough for a caller to be answered while somebody looks.
+        queue = QueueConfig(wait=50, wait_max=50)
+        self.daemon = Daemon(run_dir, Config(daemon=DaemonConfig(run_dir=str(run_dir)), queue=queue))
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name="daemon", daemon=True)
 
@@ -66,9 +69,9 @@ class Running:
         states = {call.state for call in controller.calls("fuzzed")}
         small = Intent(memory_bytes=1 << 20)
         if CallState.DECLARED not in states:
-            controller.declare("fuzzed", small)
+            controller.declare("fuzzed", small, wait_ms=0)
         if CallState.RUNNING not in states:
-            call_id = controller.declare("fuzzed", small).call_id
+            call_id = controller.declare("fuzzed", small, wait_ms=0).call_id
             if call_id:
                 controller.begin("fuzzed", call_id, ProcessRef(self.daemon.process("fuzzed")))
 

@@ -10,6 +10,7 @@ import pytest
 from google.protobuf.message import Message
 
 from agentcgroup.client import (
+    Answer,
     AsyncClient,
     AsyncOperatorClient,
     Client,
@@ -191,7 +192,7 @@ async def test_an_operators_request_and_its_answer_arrive_whole(
 
 
 def test_every_method_of_the_api_has_a_test() -> None:
-    tested = {row[0] for row in AGENT_ROWS} | {"GetCallTree", "WatchFeedback"}
+    tested = {row[0] for row in AGENT_ROWS} | {"GetCallTree", "WatchAnswer", "WatchFeedback"}
     assert tested == {method.name for method in agent.DESCRIPTOR.services_by_name["AgentService"].methods}
     tested = {row[0] for row in OPERATOR_ROWS} | {
         *("ListCalls", "ListEvents", "ListHistory", "WatchEvents", "PlaceAgent")
@@ -343,6 +344,32 @@ def test_a_call_declared_inside_a_call_is_its_child_unless_told_otherwise(
         client.declare(parent_call_id="other")
         client.declare(parent_call_id="")
     assert [each.parent_call_id for each in agent_daemon.requests("DeclareIntent")] == ["outer", "other", ""]
+
+
+def queued(position: int) -> pb.Answer:
+    place = pb.Queue(position=position, deadline_ms=60_000)
+    return pb.Answer(decision=pb.DECISION_QUEUED, call_id="c1", queue=place)
+
+
+async def test_a_queued_call_is_waited_for_and_its_place_is_told(agent_daemon: ScriptedDaemon) -> None:
+    granted = pb.Answer(decision=pb.DECISION_GRANTED, call_id="c1")
+    agent_daemon.answers["DeclareIntent"] = agent.DeclareIntentResponse(answer=queued(2))
+    agent_daemon.answers["WatchAnswer"] = [
+        agent.WatchAnswerResponse(answer=each) for each in (queued(2), queued(1), granted)
+    ]
+    places: list[int] = []
+
+    def on_queued(answer: Answer) -> None:
+        assert answer.queue is not None
+        places.append(answer.queue.position)
+
+    with Client(agent_daemon.socket.parent) as client:
+        assert client.declare(wait="1m", on_queued=on_queued).decision is Decision.GRANTED
+    async with AsyncClient(agent_daemon.socket.parent) as async_client:
+        assert (await async_client.declare(wait=0)).decision is Decision.GRANTED
+    assert places == [2, 1], "once each"
+    assert [each.queue_deadline_ms for each in agent_daemon.requests("DeclareIntent")] == [60_000, 0]
+    assert [each.call_id for each in agent_daemon.requests("WatchAnswer")] == ["c1", "c1"]
 
 
 def test_the_sockets_are_found_as_the_launcher_finds_them(

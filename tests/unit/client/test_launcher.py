@@ -111,14 +111,42 @@ def test_an_invalid_request_exits_with_2_and_the_daemons_words(door: Door, run: 
     assert (done.returncode, done.stderr) == (2, "agentcg: memory: 'lots' is no size\n")
 
 
-def test_a_queued_tool_waits_says_so_once_and_runs_when_granted(door: Door, run: RunLauncher) -> None:
-    queued = Reply(Status.QUEUED, message="place 2 of 2, about 4 s")
-    # The answer's time limit is over long before the grant comes: it must not count while the call is queued.
-    pause = threading.Event()
-    release = threading.Timer(0.3, pause.set)
-    with door([queued, queued, release.start, pause.wait, GRANTED]):
-        done = run("--wait", "50ms", "--", "echo", "ran")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "agentcg: place 2 of 2, about 4 s\n")
+def test_a_queued_tool_says_where_it_stands_when_that_takes_longer_than_a_moment(
+    door: Door, run: RunLauncher
+) -> None:
+    stands = threading.Event()
+    steps: list[Step] = [
+        Reply(Status.QUEUED, message="place 3"), Reply(Status.QUEUED, message="place 2"),
+        # Well over the moment; and the answer's time limit, over long before, must not count while the call is queued.
+        threading.Timer(4, stands.set).start, stands.wait, Reply(Status.QUEUED, message="place 1"), GRANTED,
+    ]  # fmt: skip
+    with door(steps):
+        done = run("--answer-timeout", "50ms", "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (0, "ran\n")
+    assert done.stderr == "agentcg: place 2\nagentcg: place 1\n"
+
+
+def test_a_queue_that_is_over_in_a_moment_is_not_worth_a_line(door: Door, run: RunLauncher) -> None:
+    with door([Reply(Status.QUEUED, message="place 1"), GRANTED]):
+        done = run("--", "echo", "ran")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ran\n", "")
+
+
+def test_somebody_at_a_terminal_is_told_at_once(
+    door: Door, launcher: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    ours, theirs = os.openpty()
+    with door([Reply(Status.QUEUED, message="place 2"), Reply(Status.QUEUED, message="place 1"), GRANTED]):
+        subprocess.run(
+            [launcher, "run", "--", "true"],
+            env=environment | {"AGENTCGROUP_SESSION_DIR": str(tmp_path)},
+            stderr=theirs,
+            check=True,
+            timeout=60,
+        )
+    os.close(theirs)
+    assert os.read(ours, 4096).split(b"\r\n")[:2] == [b"agentcg: place 2", b"agentcg: place 1"]
+    os.close(ours)
 
 
 def test_a_queued_tool_can_still_be_refused(door: Door, run: RunLauncher) -> None:
@@ -126,8 +154,13 @@ def test_a_queued_tool_can_still_be_refused(door: Door, run: RunLauncher) -> Non
         [Reply(Status.QUEUED, message="place 1"), Reply(Status.REFUSED, message="waited 5 min for nothing")]
     ):
         done = run("--", "true")
-    assert done.returncode == 120
-    assert done.stderr.splitlines() == ["agentcg: place 1", "agentcg: waited 5 min for nothing"]
+    assert (done.returncode, done.stderr) == (120, "agentcg: waited 5 min for nothing\n")
+
+
+def test_how_long_to_wait_is_the_daemons_to_read(door: Door, run: RunLauncher) -> None:
+    with door([GRANTED]) as at:
+        assert run("--memory", "1G", "--wait", "5m", "--", "true").returncode == 0
+    assert at.heard[0].request == Request({"memory": "1G"}, arguments=("true",), wait="5m")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +213,7 @@ def test_a_daemon_that_says_nothing_is_waited_for_no_longer_than_told(door: Door
     # The door holds the connection open until the launcher has given up; it would wait for a minute otherwise.
     gone = threading.Event()
     with door([lambda: gone.wait(60)]):
-        done = run("--wait", "100ms", "--", "true")
+        done = run("--answer-timeout", "100ms", "--", "true")
         gone.set()
     assert done.returncode == 121
     assert "did not answer in time" in done.stderr

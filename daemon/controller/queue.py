@@ -1,0 +1,475 @@
+"""The queue for room: joining it, being granted from it, leaving it. Who is next says agentcgroup.daemon.policy.queue.
+
+A call that waits is a ToolCall in state QUEUED without a reservation. The queue is looked at whenever room may have come
+free (the ledger says so) and, while somebody waits, once a second, because running calls give back what they do not use.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.controller.core import GRANT_TIMER
+from agentcgroup.daemon.controller.rooms import Rooms, Views, levels_of
+from agentcgroup.daemon.controller.standing import Offer
+from agentcgroup.daemon.counters import Counters
+from agentcgroup.daemon.feedback import Feed
+from agentcgroup.daemon.model import (
+    Action,
+    Answer,
+    CallState,
+    Decision,
+    FeedbackKind,
+    Intent,
+    KillReason,
+    QueueOutcome,
+    QueuePlace,
+    Reason,
+    SessionState,
+    Suggestion,
+    ToolCall,
+)
+from agentcgroup.daemon.policy import admission, grounds, queue, waiting
+from agentcgroup.daemon.policy.admission import Ruling
+from agentcgroup.daemon.policy.grounds import Grounds
+from agentcgroup.daemon.ports import Clock, History, Host
+from agentcgroup.proto.quantity import format_duration
+
+log = logging.getLogger("agentcgroup.controller")
+
+QUEUE_TIMER: Final = "queue"
+LOOK_TIMER: Final = "look"
+# While somebody waits: how often use is measured, waits are estimated, and who waits is told.
+LOOK_EVERY_MS: Final = 1000
+# In a longer queue a newcomer's wait is estimated at the next look, not at once.
+LONG_QUEUE: Final = 16
+
+Listener = Callable[[Answer], None]
+
+
+@dataclass(slots=True)
+class Wait:
+    """One call's place in the queue."""
+
+    call: ToolCall
+    arrived: int
+    since_s: float
+    deadline_ms: int
+    reason: Reason | None
+    learned: Suggestion | None = None
+    stands: bool = False  # it was told that it waits; before that it is being ruled on
+    passed: int = 0
+    told_s: float = float("-inf")
+    told: str = ""
+    listeners: list[Listener] = field(default_factory=list)
+
+
+def refusal(ruling: Ruling, learned: Suggestion | None) -> Answer:
+    """The answer to an intent that is not granted."""
+    return Answer(
+        ruling.decision,
+        ruling.message,
+        reason=ruling.reason,
+        suggestion=ruling.suggestion,
+        notices=ruling.notices,
+        learned=learned,
+    )
+
+
+class Queueing(Rooms):
+    def __init__(
+        self, config: Config, host: Host, history: History, clock: Clock, counters: Counters, feed: Feed
+    ) -> None:
+        super().__init__(config, host, history, clock, counters, feed)
+        self._waits: dict[str, Wait] = {}
+        self._arrivals = 0
+        self._look_is_due = False
+        self._estimates_ms: dict[str, int] = {}
+        self._estimated_s = float("-inf")
+        self._ledger.on_room = self._room_came_free
+
+    def prepare(self, session: str, intent: Intent, offer: Offer) -> bool:
+        return not self._waits and super().prepare(session, intent, offer)
+
+    # ---- asking
+
+    @property
+    def calls_waiting(self) -> int:
+        """How many calls wait for room; while any does, none is granted without the queue."""
+        return len(self._waits)
+
+    async def answers(self, session: str, call_id: str) -> AsyncGenerator[Answer, None]:
+        """The call's answer now and, while it waits, whenever it changes; the last one is final.
+
+        Close the generator (contextlib.aclosing): whoever was the last to listen and stops gives the place up.
+        """
+        call = self._ledger.call(session, call_id)
+        latest = self.answer_to(call)
+        if call.id not in self._waits:
+            yield latest
+            return
+        changed = asyncio.Event()
+
+        def listen(answer: Answer) -> None:
+            nonlocal latest
+            latest = answer
+            changed.set()
+
+        self.follow(call, listen)
+        try:
+            while True:
+                answer = latest
+                changed.clear()
+                yield answer
+                if answer.decision is not Decision.QUEUED:
+                    return
+                await changed.wait()
+        finally:
+            self.unfollow(call, listen)
+
+    async def final_answer(self, session: str, call_id: str) -> Answer:
+        """The last of `answers`. Cancelled before that, the call leaves the queue."""
+        async with contextlib.aclosing(self.answers(session, call_id)) as answers:
+            final = [answer async for answer in answers][-1]
+        return final
+
+    def answer_to(self, call: ToolCall) -> Answer:
+        """What `call` is answered now, as far as it still matters."""
+        if call.refusal is not None:
+            return call.refusal
+        wait = self._waits.get(call.id)
+        if wait is not None:
+            return self._queued(wait)
+        return Answer(
+            call.decision,
+            "As declared.",
+            call_id=call.id,
+            limits=call.limits,
+            expires_at_ns=call.expires_at_ns,
+        )
+
+    def follow(self, call: ToolCall, listener: Listener) -> None:
+        """Calls `listener` with every new answer to a call that waits, the last time with the final one."""
+        self._waits[call.id].listeners.append(listener)
+
+    def unfollow(self, call: ToolCall, listener: Listener) -> None:
+        """Stops calling `listener`; a call that waits and is followed by nobody any more leaves the queue."""
+        wait = self._waits.get(call.id)
+        if wait is not None and listener in wait.listeners:
+            wait.listeners.remove(listener)
+            if not wait.listeners:
+                self._close_unbegun(call)
+
+    def give_back(self, session: str, call_id: str) -> None:
+        """Gives up a call's place in the queue, or a grant that was not begun; nothing when it runs or has ended."""
+        call = self._ledger.call(session, call_id)
+        if call.is_live and call.started_at_ns is None:
+            self._close_unbegun(call)
+
+    # ---- joining
+
+    def _wait_ms(self, asked_ms: int | None) -> int:
+        config = self.config.queue
+        return min(config.wait if asked_ms is None else asked_ms, config.wait_max) if config.enabled else 0
+
+    def _ask_queue(self, call: ToolCall, reason: Reason | None, wait_ms: int, learned: Suggestion | None
+    ) -> Answer:
+        """Asks the queue for a new call that does not fit, or not before others: granted, queued, or refused after all."""
+        # What only stands by gives way to whoever waits, and nothing more is made ready while somebody does.
+        self.withdraw_standing()
+        self._ledger.add_call(call)
+        self._arrivals += 1
+        wait = Wait(call, self._arrivals, self._now_s(), wait_ms, reason, learned)
+        self._waits[call.id] = wait
+        answer = self._serve(newcomer=wait)
+        if answer is not None:
+            self.counters.answer(answer.decision, answer.reason)
+            return answer
+        views = self._counted_views(self._ledger.session(call.session), self._ledger.find(call.parent_id))
+        refused = self._no_place(wait) if wait_ms else self._no_time(wait, views)
+        if refused is None:
+            return self._stand(wait, views)
+        del self._waits[call.id]
+        self._ledger.withdraw(call)
+        self._say_refused(call.session, refused, grounds.of_ruling(call.intent, None, *views))
+        return refused
+
+    def _say_refused(self, session: str, answer: Answer, because: Grounds) -> None:
+        self.counters.answer(answer.decision, answer.reason)
+        self._decided(Action.REFUSED, session, answer.message, because=because)
+        self._say(FeedbackKind.REFUSED, session, answer.message, advice=answer.suggestion, answer=answer)
+
+    def _stand(self, wait: Wait, views: Views) -> Answer:
+        call = wait.call
+        wait.stands = True
+        answer = self._queued(wait)
+        wait.told_s, wait.told = self._now_s(), answer.message
+        self._arm(QUEUE_TIMER, call.id, wait.deadline_ms, lambda: self._give_up(wait))
+        self._tick()
+        self.counters.answer(Decision.QUEUED, wait.reason)
+        self._decided(
+            Action.QUEUED,
+            call.session,
+            answer.message,
+            call=call,
+            deadline_at_ns=call.declared_at_ns + wait.deadline_ms * 1_000_000,
+            because=grounds.of_ruling(call.intent, None, *views),
+            position=call.queue.position if call.queue else None,
+            waiting=len(self._waits),
+        )
+        self._say(
+            FeedbackKind.QUEUED,
+            call.session,
+            answer.message,
+            call=call,
+            advice=answer.suggestion,
+            answer=answer,
+        )
+        return answer
+
+    def _no_place(self, wait: Wait) -> Answer | None:
+        """A refusal when the queue is full; the newcomer is in it already."""
+        config = self.config.queue
+        here = sum(other.call.session == wait.call.session for other in self._waits.values())
+        if here <= config.session_length and len(self._waits) <= config.length:
+            return None
+        is_session = here > config.session_length
+        return Answer(
+            Decision.REFUSED,
+            waiting.full((here if is_session else len(self._waits)) - 1, is_session),
+            reason=Reason.QUEUE_FULL,
+            suggestion="Start fewer calls at once: let those that wait (`agentcg call list`) go first, then declare again.",
+        )
+
+    def _no_time(self, wait: Wait, views: Views) -> Answer:
+        """The refusal of a call that does not want to wait, with what would be granted."""
+        ruling = admission.admit(
+            wait.call.intent, *views, self._defaults_of(wait.call.intent, wait.learned)
+        )
+        if ruling.limits is None:
+            return refusal(ruling, wait.learned)
+        return Answer(
+            Decision.REFUSED,
+            f"Refused: calls that came before wait for this room ({len(self._waits) - 1} in all).",
+            reason=Reason.QUEUE_FULL,
+            suggestion="Declare it with --wait 1m, so that it gets its turn, or again in a few seconds.",
+        )
+
+    # ---- standing
+
+    def _queued(self, wait: Wait) -> Answer:
+        call = wait.call
+        return Answer(
+            Decision.QUEUED,
+            self._queued_words(wait),
+            call_id=call.id,
+            reason=wait.reason,
+            queue=call.queue,
+            suggestion="Wait for its turn, or declare less memory to start sooner.",
+        )
+
+    def _queued_words(self, wait: Wait) -> str:
+        place = wait.call.queue or QueuePlace(len(self._waits), wait.deadline_ms)
+        if self._ledger.session(wait.call.session).state is SessionState.FROZEN:
+            return waiting.queued_frozen(place.position, len(self._waits))
+        return waiting.queued(place.position, len(self._waits), place.estimated_wait_ms, place.deadline_ms)
+
+    @staticmethod
+    def _now_s() -> float:
+        return asyncio.get_running_loop().time()
+
+    def _tick(self) -> None:
+        if self._waits and (LOOK_TIMER, "") not in self._timers:
+            self._arm(LOOK_TIMER, "", LOOK_EVERY_MS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look_is_due = False
+        self._serve()
+        self._tick()
+
+    def _room_came_free(self) -> None:
+        """Looks at the queue soon, once for all that happens in this turn of the loop."""
+        if self._waits and not self._look_is_due:
+            self._look_is_due = True
+            asyncio.get_running_loop().call_soon(self._look_again)
+
+    def _serve(self, newcomer: Wait | None = None) -> Answer | None:
+        """Grants what the plan grants and tells the others where they stand. The answer to `newcomer` when it is granted."""
+        if not self._waits:
+            return None
+        self._measure()
+        found = queue.plan(self._queue_view([*map(self._waiter, self._waits.values())]))
+        answer: Answer | None = None
+        for each in found.granted:
+            wait = self._waits.get(each.id)
+            given = self._let_in(wait) if wait is not None else None
+            if wait is newcomer:
+                answer = given
+        for each in found.standing:
+            if each.id in self._waits:
+                self._waits[each.id].passed = each.passed
+        self._estimate(newcomer)
+        for position, each in enumerate(found.standing, 1):
+            wait_of = self._waits.get(each.id)
+            if wait_of is not None:
+                wait_of.call.queue = QueuePlace(
+                    position, wait_of.deadline_ms, self._estimates_ms.get(each.id)
+                )
+                self._tell_place(wait_of)
+        return answer
+
+    def _tell_place(self, wait: Wait) -> None:
+        now_s = self._now_s()
+        if not wait.listeners or now_s - wait.told_s < LOOK_EVERY_MS / 1000:
+            return
+        answer = self._queued(wait)
+        if answer.message != wait.told:
+            wait.told_s, wait.told = now_s, answer.message
+            self._notify(wait.listeners, answer)
+
+    @staticmethod
+    def _notify(listeners: list[Listener], answer: Answer) -> None:
+        for listener in list(listeners):
+            try:
+                listener(answer)
+            except Exception:
+                log.exception("who waits for call %s could not be told", answer.call_id)
+
+    # ---- what there is
+
+    def _waiter(self, wait: Wait) -> queue.Waiter:
+        call = wait.call
+        return queue.Waiter(
+            call.id,
+            call.session,
+            levels_of(call),
+            admission.least_memory_bytes(call.intent),
+            self._class_of(call),
+            wait.arrived,
+            wait.passed,
+            self._expected_ms(call, wait.learned),
+        )
+
+    def _estimate(self, newcomer: Wait | None) -> None:
+        """Estimates the waits, at most once a second, and for the newcomer of a short queue at once."""
+        now_s = self._now_s()
+        is_due = now_s - self._estimated_s >= LOOK_EVERY_MS / 1000
+        if not self._waits or not (is_due or (newcomer is not None and len(self._waits) <= LONG_QUEUE)):
+            return
+        self._estimated_s = now_s
+        now_ns = self._clock.now_ns()
+        running = []
+        for call in self._ledger.calls(None):
+            expected_ms = self._expected_ms(call, self._learned_of(call))
+            if call.state is CallState.QUEUED or expected_ms is None:
+                continue
+            age_ms = (now_ns - call.started_at_ns) // 1_000_000 if call.started_at_ns is not None else 0
+            # Nobody knows when a call will end that is over its time.
+            if age_ms < expected_ms:
+                memory_bytes = call.limits.memory_bytes - min(
+                    self._given_back.get(call.id, 0), call.limits.memory_bytes
+                )
+                running.append(
+                    queue.Running(
+                        call.session,
+                        levels_of(call),
+                        memory_bytes,
+                        self._class_of(call),
+                        expected_ms - age_ms,
+                    )
+                )
+        self._estimates_ms = queue.wait_estimates_ms(
+            self._queue_view([*map(self._waiter, self._waits.values())]), running
+        )
+
+    # ---- leaving
+
+    def _grant(
+        self, call: ToolCall, ruling: Ruling, because: Grounds, learned: Suggestion | None
+    ) -> Answer:
+        """`call` is in the ledger with its limits reserved: it may begin until the grant lapses."""
+        lifetime_ms = self.config.call.grant_lifetime
+        call.decision = ruling.decision
+        call.expires_at_ns = self._clock.now_ns() + lifetime_ms * 1_000_000
+        self._arm(GRANT_TIMER, call.id, lifetime_ms, lambda: self._lapse(call))
+        self._decided(Action(ruling.decision), call.session, ruling.message, call=call, because=because)
+        return self._answer(ruling, call, learned, call.expires_at_ns)
+
+    def _lapse(self, call: ToolCall) -> None:
+        if call.state is CallState.DECLARED:
+            self._close_unbegun(call)
+
+    def _let_in(self, wait: Wait) -> Answer | None:
+        """Grants what the plan says fits. None: the admission does not agree, and it goes on waiting or is refused."""
+        call = wait.call
+        views = self._counted_views(self._ledger.session(call.session), self._ledger.find(call.parent_id))
+        ruling = admission.admit(call.intent, *views, self._defaults_of(call.intent, wait.learned))
+        if ruling.limits is None:
+            if wait.stands and not ruling.could_wait:
+                self._refuse(wait, QueueOutcome.REFUSED, ruling.message, ruling.reason, ruling.suggestion)
+            return None
+        del self._waits[call.id]
+        self._ledger.grant(call, ruling.limits)
+        call.queue = None
+        because = grounds.of_ruling(call.intent, ruling.limits, *views) | grounds.of_learned(wait.learned)
+        answer = self._grant(call, ruling, because, wait.learned)
+        if wait.stands:
+            self._disarm(QUEUE_TIMER, call.id)
+            waited_s = self._now_s() - wait.since_s
+            self.counters.queue_left(QueueOutcome.GRANTED, waited_s)
+            words = f"Its turn after {format_duration(int(waited_s * 1000))} in the queue. {answer.message}"
+            answer = dataclasses.replace(answer, message=words)
+            self._say(FeedbackKind.DECLARED, call.session, words, call=call, answer=answer)
+            self._notify(wait.listeners, answer)
+        return answer
+
+    def _give_up(self, wait: Wait) -> None:
+        """Its time is over: refused, with what would be granted now."""
+        call = wait.call
+        views = self._counted_views(self._ledger.session(call.session), self._ledger.find(call.parent_id))
+        ruling = admission.admit(call.intent, *views, self._defaults_of(call.intent, wait.learned))
+        words = waiting.gave_up("" if ruling.limits else ruling.message, wait.deadline_ms)
+        suggestion = ruling.suggestion or "Declare again, with a longer --wait."
+        self._refuse(wait, QueueOutcome.DEADLINE, words, wait.reason, suggestion)
+
+    def _close_unbegun(self, call: ToolCall) -> None:
+        wait = self._waits.get(call.id)
+        if wait is None:
+            super()._close_unbegun(call)
+        elif self._ledger.session(call.session).state is SessionState.CLOSING:
+            words = "Refused: the session is being removed."
+            self._refuse(wait, QueueOutcome.SESSION_END, words, Reason.SESSION_CLOSING)
+        elif self._drain is not None and not call.parent_id:
+            words = "Refused: the operator is emptying this host."
+            self._refuse(wait, QueueOutcome.REFUSED, words, Reason.HOST_DRAINING)
+        elif call.kill_reason is KillReason.PARENT_END:
+            words = "Refused: the call around it has ended."
+            self._refuse(wait, QueueOutcome.PARENT_END, words, Reason.PARENT_CALL)
+        else:
+            self._refuse(
+                wait, QueueOutcome.CANCELLED, "The call left the queue before its turn.", wait.reason
+            )
+
+    def _refuse(
+        self, wait: Wait, outcome: QueueOutcome, words: str, reason: Reason | None, suggestion: str = ""
+    ) -> None:
+        """Takes a call that waits out of the queue for good; whoever follows it is told."""
+        call = wait.call
+        del self._waits[call.id]
+        self._disarm(QUEUE_TIMER, call.id)
+        waited_s = self._now_s() - wait.since_s
+        self.counters.queue_left(outcome, waited_s)
+        answer = Answer(Decision.REFUSED, words, reason=reason, suggestion=suggestion)
+        call.queue, call.refusal, call.decision = None, answer, Decision.REFUSED
+        self._end_unbegun(call, words)
+        action = Action.LAPSED if outcome is QueueOutcome.CANCELLED else Action.REFUSED
+        self._decided(
+            action, call.session, words, call=call, outcome=outcome, waited_ms=int(waited_s * 1000)
+        )
+        if outcome is not QueueOutcome.CANCELLED:
+            self._say(FeedbackKind.REFUSED, call.session, words, call=call, advice=suggestion, answer=answer)
+        self._notify(wait.listeners, answer)
