@@ -261,7 +261,8 @@ def write_call(call: model.ToolCall, usage: model.Usage, not_enforced: NotEnforc
         parent_call_id=call.parent_id,
         state=CALL_STATES.number(call.state),
         intent=write_intent(call.intent),
-        limits=write_limits(call.limits, not_enforced),
+        # One that is queued has none in force.
+        limits=None if call.state is model.CallState.QUEUED else write_limits(call.limits, not_enforced),
         usage=write_usage(usage),
         declared_at=timestamp(call.declared_at_ns),
         started_at=timestamp(call.started_at_ns),
