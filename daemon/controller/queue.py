@@ -176,7 +176,8 @@ class Queueing(Rooms):
         config = self.config.queue
         return min(config.wait if asked_ms is None else asked_ms, config.wait_max) if config.enabled else 0
 
-    def _ask_queue(self, call: ToolCall, reason: Reason | None, wait_ms: int, learned: Suggestion | None
+    def _ask_queue(
+        self, call: ToolCall, reason: Reason | None, wait_ms: int, learned: Suggestion | None
     ) -> Answer:
         """Asks the queue for a new call that does not fit, or not before others: granted, queued, or refused after all."""
         # What only stands by gives way to whoever waits, and nothing more is made ready while somebody does.
@@ -247,9 +248,7 @@ class Queueing(Rooms):
 
     def _no_time(self, wait: Wait, views: Views) -> Answer:
         """The refusal of a call that does not want to wait, with what would be granted."""
-        ruling = admission.admit(
-            wait.call.intent, *views, self._defaults_of(wait.call.intent, wait.learned)
-        )
+        ruling = admission.admit(wait.call.intent, *views, self._defaults_of(wait.call.intent, wait.learned))
         if ruling.limits is None:
             return refusal(ruling, wait.learned)
         return Answer(
@@ -388,9 +387,7 @@ class Queueing(Rooms):
 
     # ---- leaving
 
-    def _grant(
-        self, call: ToolCall, ruling: Ruling, because: Grounds, learned: Suggestion | None
-    ) -> Answer:
+    def _grant(self, call: ToolCall, ruling: Ruling, because: Grounds, learned: Suggestion | None) -> Answer:
         """`call` is in the ledger with its limits reserved: it may begin until the grant lapses."""
         lifetime_ms = self.config.call.grant_lifetime
         call.decision = ruling.decision
