@@ -35,6 +35,13 @@ CALLS_ROW: Final = Row(
             stacked=True,
         ),
         Panel(
+            "Time in the queue",
+            "How long calls were queued for room, by how they left the queue.",
+            Kind.TIMESERIES,
+            "s",
+            quantiles("agentcgroup_queue_wait_seconds", "outcome"),
+        ),
+        Panel(
             "How calls ended",
             "Verdicts, taken from kernel counters and exit status. Empty while no call ends.",
             Kind.TIMESERIES,
