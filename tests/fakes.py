@@ -278,6 +278,7 @@ class FakeHost:
         self.calls[call_id].high_bytes = high_bytes
 
     def watch_memory(self, call_id: str, watched: bool) -> None:
+        self._do("watch_memory")
         if call_id in self.calls:
             self.calls[call_id].is_watched = watched
 

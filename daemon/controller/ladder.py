@@ -59,7 +59,7 @@ class Ladders(Endings):
             # What it has reached already is told again as long as it goes on growing.
             self._listen(call, climb, True)
         except RequestError as error:
-            log.warning("%s/%s: it has no soft limit: %s", call.session, call.id, error.cause)
+            self._look_later(call, climb, error)
 
     def memory_throttled(self, call_id: str) -> None:
         life = self._lives.get(call_id)
@@ -88,8 +88,8 @@ class Ladders(Endings):
 
     def _listen(self, call: ToolCall, climb: Climb, listens: bool) -> None:
         if climb.listens is not listens:
-            climb.listens = listens
             self._host.watch_memory(call.id, listens)
+            climb.listens = listens
 
     # ---- one look
 
@@ -100,7 +100,11 @@ class Ladders(Endings):
         try:
             self._look_and_act(call, climb, woken=woken)
         except RequestError as error:
-            # The kernel would not: the call is ending, or it is tried again; its deadline stands.
+            self._look_later(call, climb, error)
+
+    def _look_later(self, call: ToolCall, climb: Climb, error: RequestError) -> None:
+        """The kernel would not: what cannot be listened to is looked at, and deadlines stand."""
+        if call.is_live:
             log.warning("%s/%s: its ladder: %s", call.session, call.id, error.cause)
             self._arm(LADDER_TIMER, call.id, IDLE_LOOK_MS, lambda: self._look(call, climb))
 

@@ -255,7 +255,7 @@ class LinuxHost:
             if self._listener is not None:
                 self._listener.memory_throttled(call_id)
 
-        with contextlib.suppress(CgroupGone):
+        with _kernel(f"listening to the memory of call {call_id}"), contextlib.suppress(CgroupGone):
             watch_id = self._events.add(group.cgroup, files.MEMORY_EVENTS)
             self._watched[watch_id] = changed
             self._watch_of_call[call_id] = watch_id

@@ -51,11 +51,11 @@ def check(intent: Intent) -> None:
             "memory_max_bytes is where the call is stopped: make it at least memory_bytes",
             "memory_max_bytes",
         )
-    if intent.throttle_limit_ms is not None and intent.on_exceed in (OnExceed.STOP, OnExceed.EXTEND):
+    if intent.throttle_limit_ms is not None and intent.on_exceed is OnExceed.STOP:
         raise RequestError(
             Kind.INVALID,
             f"throttle_limit_ms is set, but on_exceed is {intent.on_exceed}, which never throttles",
-            "set on_exceed to throttle, or leave throttle_limit_ms out",
+            "set on_exceed to throttle or extend, or leave throttle_limit_ms out",
             "throttle_limit_ms",
         )
     if intent.labels:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agentcgroup.daemon.config import CallConfig, Config, DaemonConfig
+from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import Action, CallState, ExitStatus, FreezeCause, OomCounters, Rung
 from agentcgroup.proto.v1 import agent_pb2 as pb, types_pb2 as t
 from tests.integration.harness import DEADLINE_S, MIB, Daemon
@@ -190,6 +191,20 @@ async def test_what_an_operator_holds_is_not_stopped_by_its_own_deadline_meanwhi
     await asyncio.sleep(0.5)
     assert daemon.controller.call("web", call_id).state is CallState.FROZEN
     daemon.controller.thaw_call(call_id)
+    ended = await stream.until(t.FEEDBACK_KIND_ENDED)
+    assert ended.report.verdict == t.VERDICT_THROTTLE_LIMIT
+
+
+async def test_a_call_that_cannot_be_listened_to_is_looked_at(daemon: Daemon) -> None:
+    stream = await hello(daemon)
+    daemon.host.failures["watch_memory"] = RequestError(
+        Kind.HOST, "no watches left", "raise max_user_watches"
+    )
+    call_id = await begin(
+        daemon, memory_bytes=100 * MIB, memory_max_bytes=500 * MIB,
+        on_exceed=t.ON_EXCEED_THROTTLE, throttle_limit_ms=200,
+    )  # fmt: skip
+    daemon.host.use_memory(call_id, 120 * MIB)
     ended = await stream.until(t.FEEDBACK_KIND_ENDED)
     assert ended.report.verdict == t.VERDICT_THROTTLE_LIMIT
 

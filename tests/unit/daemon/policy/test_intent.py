@@ -37,7 +37,6 @@ def test_an_intent_at_every_edge_of_its_ranges_makes_sense() -> None:
         (Intent(deadline_ms=2**63), "deadline_ms"),
         (Intent(throttle_limit_ms=0), "throttle_limit_ms"),
         (Intent(throttle_limit_ms=5, on_exceed=OnExceed.STOP), "throttle_limit_ms"),
-        (Intent(throttle_limit_ms=5, on_exceed=OnExceed.EXTEND), "throttle_limit_ms"),
         (Intent(labels=(("A", "b"),)), "labels"),
     ],
 )
