@@ -23,17 +23,20 @@ log = logging.getLogger("agentcgroup.api")
 
 # After a prepared call has begun, the tool starts first: on a small host the next preparation would take a CPU from it.
 _TOOL_FIRST_S: Final = 0.02
+# Launches that use up all that may stand cost Python less when they are served than when they are prepared for; for so long.
+_REST_S: Final = 0.05
 # Kinds of call for which one may stand; an agent that uses more of them in turn waits for Python.
 _MOST_KINDS: Final = MOST_STANDING
 
 
 @dataclass(slots=True)
 class _Kind:
-    """Launches that ask for the same. `depth`: how many should stand at a time; `asked_at_s` is of the loop."""
+    """Launches that ask for the same. `depth`: how many should stand at a time. Times are of the loop."""
 
     intent: Intent
     asked_at_s: float
     depth: int = 1
+    rests_until_s: float = 0.0
 
 
 class Preparing:
@@ -78,6 +81,9 @@ class Preparing:
             kind = _Kind(replace(intent, command=()), now_s)
         else:
             # It was prepared for and is used up: they come faster than that.
+            if kind.depth == MOST_STANDING and now_s >= kind.rests_until_s:
+                kind.rests_until_s = now_s + _REST_S
+                self._loop.call_later(_REST_S, self._prepare, request)
             kind.depth = min(kind.depth + 1, MOST_STANDING)
             kind.asked_at_s = now_s
         self._kinds[request] = kind
@@ -97,7 +103,8 @@ class Preparing:
 
     def _prepare(self, request: bytes) -> None:
         kind = self._kinds.get(request)
-        if kind is None or self._loop.time() - kind.asked_at_s > self._lifetime_s:
+        now_s = self._loop.time()
+        if kind is None or now_s < kind.rests_until_s or now_s - kind.asked_at_s > self._lifetime_s:
             return
         standing = sum(of == request for of, _ in self._offers.values())
         if standing >= kind.depth:
