@@ -253,6 +253,8 @@ def session(message: pb.Session) -> values.Session:
         transparent=transparent(message.transparent),
         transparent_placed=message.transparent_placed,
         transparent_missed=message.transparent_missed,
+        memory_mark_bytes=message.memory_mark_bytes if message.HasField("memory_mark_bytes") else None,
+        calls_held=message.calls_held,
     )
 
 
@@ -287,6 +289,7 @@ def feedback(message: pb.Feedback) -> values.Feedback:
         usage=usage(message.usage) if message.HasField("usage") else None,
         time_to_limit_ms=message.time_to_limit_ms if message.HasField("time_to_limit_ms") else None,
         ladder=_ladder(message.ladder) if message.HasField("ladder") else None,
+        held_until=_at(message, "held_until"),
     )
 
 

@@ -231,6 +231,8 @@ class Session:
     transparent: TransparentRule = TransparentRule()
     transparent_placed: int = 0
     transparent_missed: int = 0
+    memory_mark_bytes: int | None = None
+    calls_held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +279,7 @@ class Feedback:
     usage: Usage | None = None
     time_to_limit_ms: int | None = None
     ladder: Ladder | None = None
+    held_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,24 @@ class QueueConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     length: int = 256
 
 
+class ProtectionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Memory between sessions; see docs/protection.md."""
+
+    # Hold back calls of low priority when memory runs short: "auto" where the kernel can, "off".
+    sessions: str = "auto"
+    # How often to look while memory is short; at rest nothing is looked at.
+    tick: DurationMs = 50
+    # Memory is short when growth would use it up within this time.
+    horizon: DurationMs = 200
+    # Longest time on each rung before the next.
+    slow_limit: DurationMs = 2_000
+    freeze_limit: DurationMs = 30_000
+    # Give back cold memory of agent runtimes that wait for their model: "auto" or "off".
+    idle_reclaim: str = "auto"
+    # How long a runtime without calls must have used no CPU.
+    idle_after: DurationMs = 10_000
+
+
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
     address: str = "127.0.0.1"
@@ -175,6 +193,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session: SessionConfig = SessionConfig()
     call: CallConfig = CallConfig()
     queue: QueueConfig = QueueConfig()
+    protection: ProtectionConfig = ProtectionConfig()
     metrics: MetricsConfig = MetricsConfig()
     history: HistoryConfig = HistoryConfig()
     suggest: SuggestConfig = SuggestConfig()
@@ -257,6 +276,16 @@ def _check_values(config: Config, source: str) -> None:
         (config.call.freeze_limit >= 100, "call.freeze_limit is at least 100ms"),
         (config.call.memory > 0, "call.memory is more than 0"),
         (config.call.environment in ("truth", "plain"), "call.environment is 'truth' or 'plain'"),
+        (config.protection.sessions in ("auto", "off"), "protection.sessions is 'auto' or 'off'"),
+        (config.protection.idle_reclaim in ("auto", "off"), "protection.idle_reclaim is 'auto' or 'off'"),
+        (config.protection.tick >= 10, "protection.tick is at least 10ms"),
+        (
+            config.protection.horizon >= config.protection.tick,
+            "protection.horizon is at least protection.tick",
+        ),
+        (config.protection.slow_limit > 0, "protection.slow_limit is more than 0"),
+        (config.protection.freeze_limit >= 1000, "protection.freeze_limit is at least 1s"),
+        (config.protection.idle_after >= 1000, "protection.idle_after is at least 1s"),
         (config.call.grant_lifetime >= 1000, "call.grant_lifetime is at least 1s"),
         (config.call.standing_lifetime >= 0, "call.standing_lifetime is a time, or 0"),
         (0 < config.suggest.quantile <= 1, "suggest.quantile is more than 0 and at most 1"),

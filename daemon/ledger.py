@@ -98,6 +98,10 @@ class Ledger:
             )
         return call
 
+    def is_live(self, call_id: str) -> bool:
+        """Whether the call has not ended yet."""
+        return call_id in self._calls
+
     def calls(self, session: str | None) -> Iterator[ToolCall]:
         """Live calls, parents before their children (a parent is always older)."""
         yield from self._calls.values() if session is None else self.session(session).calls.values()

@@ -40,6 +40,7 @@ class KillReason(StrEnum):
     SESSION_END = "session_end"
     PARENT_END = "parent_end"  # the call it was nested in ended
     FINISHED = "finished"  # its caller said Finish while it ran
+    PROTECTION = "protection"  # memory that other calls were promised
 
 
 class FreezeCause(StrEnum):
@@ -213,6 +214,32 @@ class Growth:
 
 
 @dataclass(frozen=True, slots=True)
+class HostMemory:
+    """What all sessions may use together, and how much of that is left; less when the host itself runs short."""
+
+    capacity_bytes: int
+    room_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionMemory:
+    """Use of a session's agent runtime and of its calls; `stall_us`: PSI, time in which some task waited for memory."""
+
+    agent_bytes: int
+    calls_bytes: int
+    stall_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentActivity:
+    """An agent leaf's CPU time, time stalled for memory, and file pages, the only ones to go where there is no swap."""
+
+    cpu_us: int
+    stall_us: int
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class OomVictim:
     """The first process of a call that the kernel chose when memory ran out, and whose allocation it was chosen for."""
 
@@ -335,6 +362,7 @@ class Feedback:
     usage: Usage | None = None
     time_to_limit_ms: int | None = None
     ladder: Ladder | None = None
+    held_until_ns: int | None = None
 
 
 def event_id(number: int) -> str:
@@ -456,6 +484,9 @@ class Session:
     calls_queued: int = 0
     # memory.max hits of the session's own levels that a verdict has already been blamed on; see policy/verdict.py.
     oom_attributed: int = 0
+    # What its calls may use until the daemon looks again, and how many of them are held back; Protection keeps both.
+    memory_mark_bytes: int | None = None
+    calls_held: int = 0
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agentcgroup.daemon.model import (
+    AgentActivity,
     Budget,
     CallLimits,
     CallMemory,
@@ -16,10 +17,12 @@ from agentcgroup.daemon.model import (
     ExitStatus,
     Growth,
     HistoryEntry,
+    HostMemory,
     Knock,
     OomCounters,
     ProcessRef,
     Session,
+    SessionMemory,
     Tier,
     ToolCall,
     TransparentScope,
@@ -66,6 +69,12 @@ class HostListener(Protocol):
     def knocked(self, knock: Knock) -> None:
         """A process at the session's transparent door, which is held until `release` where the host can."""
 
+    def memory_mark_crossed(self, session: str) -> None:
+        """The calls of the session use more than their mark, see Memory.set_mark."""
+
+    def memory_stalled(self, session: str) -> None:
+        """Tasks of a watched session waited for memory a tenth of the time; see Memory.watch_stall."""
+
     def events_lost(self) -> None:
         """The kernel's event queue overflowed; what is watched was read afresh."""
 
@@ -93,6 +102,26 @@ class TransparentDoor(Protocol):
         """The process need not be held any longer."""
 
 
+class Memory(Protocol):
+    """Memory between sessions. What is gone meanwhile reads as None and is written without effect; nothing raises."""
+
+    def host(self) -> HostMemory | None:
+        """None: this host does not account memory, and there is nothing to protect."""
+
+    def session(self, name: str) -> SessionMemory | None: ...
+    def call_bytes(self, call_id: str) -> int | None: ...
+    def set_mark(self, session: str, mark_bytes: int | None) -> None:
+        """How much the session's calls may use until the listener hears of it; None: what their budget says."""
+
+    def protect_calls(self, session: str, promises: tuple[tuple[str, int], ...]) -> None:
+        """Keeps so many bytes of each of these calls from reclaim, as far as others have something to give."""
+
+    def watch_stall(self, session: str, on: bool) -> None: ...
+    def agent_activity(self, session: str) -> AgentActivity | None: ...
+    async def reclaim_agent(self, session: str, amount_bytes: int) -> int | None:
+        """Has the kernel free so much of the agent leaf, coldest first; what it freed, None: it cannot be asked."""
+
+
 class Host(Protocol):
     """The machine. Every method raises RequestError(HOST) when the kernel would not, with its words."""
 
@@ -108,6 +137,8 @@ class Host(Protocol):
     def tier(self) -> Tier: ...
     @property
     def capabilities(self) -> tuple[Capability, ...]: ...
+    @property
+    def memory(self) -> Memory: ...
     @property
     def memory_capacity_bytes(self) -> int: ...
     @property

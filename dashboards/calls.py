@@ -42,6 +42,35 @@ CALLS_ROW: Final = Row(
             quantiles("agentcgroup_queue_wait_seconds", "outcome"),
         ),
         Panel(
+            "Held back for others",
+            "What was done to calls of low priority so that others keep their memory; docs/protection.md.",
+            Kind.TIMESERIES,
+            "cps",
+            (
+                Query(
+                    f"sum by (action) (rate(agentcgroup_protections_total{{{HOST}}}[$__rate_interval])) > 0",
+                    "{{action}}",
+                ),
+                Query(
+                    f"sum(rate(agentcgroup_marks_crossed_total{{{HOST}}}[$__rate_interval])) > 0",
+                    "marks crossed",
+                ),
+                Query(f"sum(agentcgroup_calls_held{{{HOST}}})", "held now"),
+            ),
+        ),
+        Panel(
+            "Given back by waiting agents",
+            "Cold memory of agent runtimes without calls, given back per second.",
+            Kind.TIMESERIES,
+            "Bps",
+            (
+                Query(
+                    f"sum(rate(agentcgroup_idle_reclaimed_bytes_total{{{HOST}}}[$__rate_interval]))",
+                    "given back",
+                ),
+            ),
+        ),
+        Panel(
             "How calls ended",
             "Verdicts, taken from kernel counters and exit status. Empty while no call ends.",
             Kind.TIMESERIES,

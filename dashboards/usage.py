@@ -4,7 +4,9 @@ from typing import Final
 
 from dashboards.panel import HOST, SESSION, Kind, Panel, Query, Row
 
-_NOT_ENOUGH: Final = "memory_limit_call|memory_limit_session|memory_limit_host|pids_limit|throttle_limit"
+_NOT_ENOUGH: Final = (
+    "memory_limit_call|memory_limit_session|memory_limit_host|pids_limit|throttle_limit|protection"
+)
 _WARN: Final = {
     "thresholds": {
         "mode": "absolute",

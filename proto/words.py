@@ -89,6 +89,7 @@ class Verdict(StrEnum):
     OPERATOR = "operator"
     SESSION_END = "session_end"
     PARENT_END = "parent_end"
+    PROTECTION = "protection"
     SIGNAL = "signal"
     NOT_BEGUN = "not_begun"
     UNKNOWN = "unknown"

@@ -33,6 +33,7 @@ from agentcgroup.daemon.model import (
     Verdict,
 )
 from agentcgroup.daemon.ports import HostListener, Leaf, Location, Process
+from tests.fake_memory import FakeMemory
 
 
 class FakeClock:
@@ -179,6 +180,7 @@ class FakeHost:
         self.failures: dict[str, RequestError] = {}
         self.door = FakeDoor()
         self._watched: set[int] = set()
+        self.memory = FakeMemory(self)
 
     def _do(self, what: str) -> None:
         self.done[what] += 1
@@ -296,6 +298,7 @@ class FakeHost:
 
     def kill_call(self, call_id: str) -> int:
         self._do("kill_call")
+        self.memory.uses.pop(call_id, None)
         call = self.calls.get(call_id)
         alive = [pid for pid in call.pids if _is_alive(pid)] if call else []
         for pid in alive:

@@ -22,7 +22,10 @@ LAUNCHER = Path(sys.executable).parent / "agentcg"
 class RunningDaemon:
     """One agentcgroupd. `run_dir` is short because Unix socket paths are."""
 
-    def __init__(self, directory: Path, configuration: str = "", *, unenforced: str = "run") -> None:
+    def __init__(
+        self, directory: Path, configuration: str = "", *, unenforced: str = "run", memory: str = "0"
+    ) -> None:
+        """`memory`: what all sessions may use, as in host.memory."""
         self.directory = directory
         self.name = f"agentcgroup-test-{os.getpid()}-{directory.name[-8:]}"
         self.run_dir = Path("/run") / self.name[-30:]
@@ -38,6 +41,7 @@ log_level = "debug"
 [host]
 cgroup_root = "{self.name}"
 unenforced = "{unenforced}"
+memory = "{memory}"
 # A setting of the whole host, which is not a test's to change.
 favordynmods = false
 [metrics]
@@ -129,9 +133,9 @@ enabled = false
 
 @contextlib.contextmanager
 def running_daemon(
-    directory: Path, configuration: str = "", *, unenforced: str = "run"
+    directory: Path, configuration: str = "", *, unenforced: str = "run", memory: str = "0"
 ) -> Iterator[RunningDaemon]:
-    daemon = RunningDaemon(directory, configuration, unenforced=unenforced)
+    daemon = RunningDaemon(directory, configuration, unenforced=unenforced, memory=memory)
     try:
         daemon.start()
         yield daemon

@@ -300,6 +300,8 @@ def write_session(session: model.Session, usage: model.Usage) -> pb.Session:
         ),
         transparent_placed=session.transparent_placed,
         transparent_missed=session.transparent_missed,
+        memory_mark_bytes=session.memory_mark_bytes,
+        calls_held=session.calls_held,
     )
 
 
@@ -320,6 +322,7 @@ def write_feedback(feedback: model.Feedback) -> pb.Feedback:
         usage=None if feedback.usage is None else write_usage(feedback.usage),
         time_to_limit_ms=feedback.time_to_limit_ms,
         ladder=None if feedback.ladder is None else write_ladder(feedback.ladder),
+        held_until=timestamp(feedback.held_until_ns),
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 
 from agentcgroup.daemon.controller.core import DEADLINE_TIMER, Life
-from agentcgroup.daemon.controller.ladder import Ladders
+from agentcgroup.daemon.controller.idle import IdleReclaim
 from agentcgroup.daemon.model import (
     Action,
     Actor,
@@ -17,7 +17,7 @@ from agentcgroup.daemon.model import (
 from agentcgroup.daemon.ports import Process
 
 
-class Beginnings(Ladders):
+class Beginnings(IdleReclaim):
     def _run(self, call: ToolCall, process: Process, started_at_ns: int) -> None:
         """The process is in the call's cgroup. Takes over its pidfd."""
         call.pid, call.started_at_ns, call.state = process.pid, started_at_ns, CallState.RUNNING
@@ -32,6 +32,7 @@ class Beginnings(Ladders):
             )
         # Said after the answer: logging and streaming are no part of what the caller waits for.
         asyncio.get_running_loop().call_soon(self._say_started, call)
+        self._memory_shifted(call.session)
 
     def _say_started(self, call: ToolCall) -> None:
         command = " ".join(call.intent.command) or f"process {call.pid}"

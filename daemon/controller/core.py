@@ -225,6 +225,7 @@ class Core:
         advice: str = "",
         answer: Answer | None = None,
         report: Report | None = None,
+        held_until_ns: int | None = None,
         lineage: tuple[str, ...] = (),
         limits: CallLimits | None = None,
         usage: Usage | None = None,
@@ -257,6 +258,7 @@ class Core:
                 usage=usage,
                 time_to_limit_ms=time_to_limit_ms,
                 ladder=ladder,
+                held_until_ns=held_until_ns,
             ),
             lineage or (self._ledger.lineage(call) if call else (call_id,) if call_id else ()),
         )

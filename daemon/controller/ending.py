@@ -26,6 +26,7 @@ from agentcgroup.daemon.model import (
     Verdict,
 )
 from agentcgroup.daemon.policy import admission, advice, grounds
+from agentcgroup.daemon.policy.grounds import NO_GROUNDS, Grounds
 from agentcgroup.daemon.policy.suggest import project_of
 from agentcgroup.daemon.policy.verdict import judge
 from agentcgroup.proto.quantity import format_size
@@ -46,6 +47,7 @@ _CALM: Final = frozenset({Verdict.OK, Verdict.EXIT_CODE, Verdict.NOT_BEGUN})
 _KILLERS: Final = {
     KillReason.DEADLINE: Actor.POLICY,
     KillReason.THROTTLE_LIMIT: Actor.POLICY,
+    KillReason.PROTECTION: Actor.POLICY,
     KillReason.OPERATOR: Actor.OPERATOR,
     KillReason.FINISHED: Actor.AGENT,
 }
@@ -67,7 +69,9 @@ class Endings(Learning):
             call.exit_status = status
             life.status_known.set()
 
-    def _kill(self, call: ToolCall, reason: KillReason, note: str = "") -> None:
+    def _kill(
+        self, call: ToolCall, reason: KillReason, note: str = "", because: Grounds = NO_GROUNDS
+    ) -> None:
         """Stops a begun call, its whole tree; one that has not begun gives its grant back."""
         if not call.is_live:
             return
@@ -89,6 +93,7 @@ class Endings(Learning):
             grounds.kill_words(reason, note, call.limits),
             call=call,
             actor=_KILLERS.get(reason, Actor.DAEMON),
+            because=because,
             kill_reason=reason,
         )
         self._begin_end(call)

@@ -160,6 +160,7 @@ class Sessions(TransparentDoor):
             self._opening.discard(session.name)
         self._ledger.add_session(session)
         self.counters.session_opened()
+        self._memory_shifted(session.name)
         self._decided(
             Action.OPENED,
             session.name,
@@ -245,6 +246,7 @@ class Sessions(TransparentDoor):
         if rule is not None and rule != session.transparent:
             self._set_rule(session, rule)
             words += f" Its transparent door: {rule}."
+        self._memory_shifted(name)
         self._say(FeedbackKind.SESSION, name, words)
         return session
 
@@ -306,6 +308,7 @@ class Sessions(TransparentDoor):
         self._jobs.pop(session.name, None)
         self._ledger.remove_session(session)
         self.counters.session_closed()
+        self._memory_shifted(session.name)
 
     async def close(self) -> None:
         """A clean stop: every session ends. (A daemon that is killed leaves cgroups and limits in force.)"""

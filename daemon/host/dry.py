@@ -2,25 +2,54 @@
 
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from agentcgroup.daemon.host.door import NoDoor
 from agentcgroup.daemon.model import (
+    AgentActivity,
     Budget,
     CallLimits,
     CallMemory,
     Capability,
     ExitStatus,
     Growth,
+    HostMemory,
     OomCounters,
     ProcessRef,
     Session,
+    SessionMemory,
     Tier,
     ToolCall,
     Usage,
 )
-from agentcgroup.daemon.ports import Host, HostListener, Leaf, Location, Process
+from agentcgroup.daemon.ports import Host, HostListener, Leaf, Location, Memory, Process
 
 log = logging.getLogger("agentcgroup.dry_run")
+
+
+class _NoMemory:
+    """No session has anything to protect, because none has a cgroup."""
+
+    def host(self) -> HostMemory | None:
+        return None
+
+    def session(self, name: str) -> SessionMemory | None:
+        return None
+
+    def call_bytes(self, call_id: str) -> int | None:
+        return None
+
+    def set_mark(self, session: str, mark_bytes: int | None) -> None: ...
+    def protect_calls(self, session: str, promises: tuple[tuple[str, int], ...]) -> None: ...
+    def watch_stall(self, session: str, on: bool) -> None: ...
+    def agent_activity(self, session: str) -> AgentActivity | None:
+        return None
+
+    async def reclaim_agent(self, session: str, amount_bytes: int) -> int | None:
+        return None
+
+
+_NO_MEMORY: Final = _NoMemory()
 
 
 class DryRunHost:
@@ -106,6 +135,10 @@ class DryRunHost:
 
     def oom_counters(self, call_id: str) -> OomCounters:
         return OomCounters()
+
+    @property
+    def memory(self) -> Memory:
+        return _NO_MEMORY
 
     # ---- what would be done
 

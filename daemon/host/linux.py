@@ -7,13 +7,14 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 
 from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupError, CgroupGone, ProcessGone
+from agentcgroup.cgroups.files import InterfaceFile
 from agentcgroup.cgroups.membership import cgroup_of
 from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
 from agentcgroup.daemon.config import Config
@@ -29,6 +30,7 @@ from agentcgroup.daemon.host.groups import (
     not_enforced,
     usage_of,
 )
+from agentcgroup.daemon.host.marks import MemoryMarks
 from agentcgroup.daemon.host.pidfd import cgroup_id
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
 from agentcgroup.daemon.host.stderr import LastWords
@@ -99,6 +101,7 @@ class LinuxHost:
         self._watch_of_call: dict[str, int] = {}
         self._last_words = LastWords()
         self._listener: HostListener | None = None
+        self.memory = MemoryMarks(root, self._sessions, self._calls, self._on_change, self._forget_change)
         self._self = psutil.Process()
         self._kernel_events = events
         self._keeper = keeper or SchedulerKeeper(None)
@@ -119,10 +122,12 @@ class LinuxHost:
     def listen(self, listener: HostListener) -> None:
         self._listener = listener
         self.door.listen(listener.knocked)
+        self.memory.listen(listener)
 
     def close(self) -> None:
         """Lets go of descriptors; cgroups and limits stay."""
         asyncio.get_running_loop().remove_reader(self._events.fileno())
+        self.memory.close()
         self._events.close()
         self._exits.close()
         self.door.close()
@@ -183,7 +188,7 @@ class LinuxHost:
                 else:
                     self._listener.agent_gone(name)
 
-        self._watched[self._events.add(group.agent, files.CGROUP_EVENTS)] = changed
+        self._on_change(group.agent, files.CGROUP_EVENTS, changed)
 
     def apply_budget(self, session: Session, budget: Budget) -> None:
         with _kernel(f"changing the limits of session {session.name}"):
@@ -214,6 +219,7 @@ class LinuxHost:
         group = self._sessions.pop(session, None)
         if group is None:
             return
+        self.memory.forget(session)
         self._homes.pop(group.agent.id, None)
         self._adopted = {path: name for path, name in self._adopted.items() if name != session}
         self._keeper.forget(group.agent.id)
@@ -256,15 +262,12 @@ class LinuxHost:
                 self._listener.memory_throttled(call_id)
 
         with _kernel(f"listening to the memory of call {call_id}"), contextlib.suppress(CgroupGone):
-            watch_id = self._events.add(group.cgroup, files.MEMORY_EVENTS)
-            self._watched[watch_id] = changed
-            self._watch_of_call[call_id] = watch_id
+            self._watch_of_call[call_id] = self._on_change(group.cgroup, files.MEMORY_EVENTS, changed)
 
     def _unwatch_memory(self, call_id: str) -> None:
         watch_id = self._watch_of_call.pop(call_id, None)
         if watch_id is not None:
-            self._watched.pop(watch_id, None)
-            self._events.remove(watch_id)
+            self._forget_change(watch_id)
 
     def limit_softly(self, call_id: str, high_bytes: int | None) -> None:
         if "memory" in self._controllers and call_id in self._calls:
@@ -421,6 +424,16 @@ class LinuxHost:
         return () if self._kernel_events is None else self._kernel_events.lost()
 
     # ---- events
+
+    def _on_change(self, cgroup: Cgroup, file: InterfaceFile[Any], changed: Callable[[], None]) -> int:
+        """Calls `changed` when the kernel says that the file has; the id for EventWatch.remove."""
+        watch_id = self._events.add(cgroup, file)
+        self._watched[watch_id] = changed
+        return watch_id
+
+    def _forget_change(self, watch_id: int) -> None:
+        self._watched.pop(watch_id, None)
+        self._events.remove(watch_id)
 
     def _on_events(self) -> None:
         for event in self._events.read():

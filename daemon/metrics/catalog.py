@@ -26,6 +26,7 @@ from agentcgroup.daemon.model import (
     Tier,
     Verdict,
 )
+from agentcgroup.proto.words import Action
 
 # Stands for "the caller declared none" and "no reason: granted as asked".
 UNDECLARED: Final = "undeclared"
@@ -49,6 +50,7 @@ VERDICT: Final = Label("verdict", tuple(Verdict))
 CPU_CLASS: Final = Label("cpu_class", (*CpuClass, UNDECLARED))
 DECISION: Final = Label("decision", tuple(Decision))
 REASON: Final = Label("reason", (NO_REASON, *Reason))
+PROTECTION: Final = Label("action", (Action.SLOWED, Action.FROZEN, Action.RELEASED, Action.KILLED))
 KILL_REASON: Final = Label("reason", tuple(KillReason))
 DOOR: Final = Label("door", tuple(Door))
 QUEUE_OUTCOME: Final = Label("outcome", tuple(QueueOutcome))
@@ -257,6 +259,25 @@ KILLS: Final = counter(
     "",
     "Calls that the daemon killed. Kills by the kernel are verdicts.",
     (KILL_REASON,),
+)
+PROTECTIONS: Final = counter(
+    Group.CALLS,
+    "protections",
+    "",
+    "What was done to calls so that others have memory: slowed, frozen, killed, and released again.",
+    (PROTECTION,),
+)
+MARKS_CROSSED: Final = counter(
+    Group.CALLS,
+    "marks_crossed",
+    "",
+    "How often the calls of a session came to where the daemon had to look.",
+)
+CALLS_HELD: Final = gauge(
+    Group.CALLS, "calls_held", "", "Calls that are slowed or frozen now so that others have memory."
+)
+IDLE_RECLAIMED: Final = counter(
+    Group.CALLS, "idle_reclaimed_bytes", "bytes", "Memory that waiting agent runtimes gave back."
 )
 LEFTOVER_PROCESSES: Final = counter(
     Group.CALLS, "leftover_processes", "", "Processes that ended calls had left behind, killed."

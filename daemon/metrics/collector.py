@@ -34,6 +34,7 @@ from agentcgroup.daemon.model import (
     Usage,
     Verdict,
 )
+from agentcgroup.proto.words import Action
 
 # Rendering is Python, so it holds the interpreter. Sleeping between two families lets a launch in there,
 # instead of after the 5 ms for which a thread that wants the interpreter must otherwise ask; a sleep of
@@ -83,6 +84,7 @@ class SessionSample:
     cpu_limit_milli: int | None
     pids_limit: int | None
     calls: int
+    calls_held: int
     calls_limit: int
     calls_ended: int
     usage: Usage
@@ -137,6 +139,7 @@ def _sample(session: Session, usage: Usage) -> SessionSample:
         cpu_limit_milli=budget.cpu_milli,
         pids_limit=budget.pids_max,
         calls=len(session.calls),
+        calls_held=session.calls_held,
         calls_limit=budget.calls_max,
         calls_ended=session.calls_ended,
         usage=usage,
@@ -232,6 +235,7 @@ def _host(snapshot: Snapshot) -> Iterator[Metric]:
     states = (CallState(value) for value in catalog.CALL_STATE.values)
     yield _family(catalog.CALLS, [((state,), snapshot.calls_by_state.get(state, 0)) for state in states])
     yield _one(catalog.CALLS_LIMIT, limits.calls_max)
+    yield _one(catalog.CALLS_HELD, sum(row.calls_held for row in snapshot.sessions))
 
 
 def _sessions(sessions: tuple[SessionSample, ...]) -> Iterator[Metric]:
@@ -292,6 +296,10 @@ def _calls(counters: Counters) -> Iterator[Metric]:
         ],
     )
     yield _family(catalog.KILLS, [((reason,), counters.kills[reason]) for reason in KillReason])
+    actions = (Action(value) for value in catalog.PROTECTION.values)
+    yield _family(catalog.PROTECTIONS, [((action,), counters.protections[action]) for action in actions])
+    yield _one(catalog.MARKS_CROSSED, counters.marks_crossed)
+    yield _one(catalog.IDLE_RECLAIMED, counters.idle_reclaimed_bytes)
     yield _one(catalog.LEFTOVER_PROCESSES, counters.leftover_processes)
     yield _one(catalog.TRANSPARENT_MISSED, counters.transparent_missed)
     yield _histograms(

@@ -117,6 +117,9 @@ def _message(call: EndedCall) -> str:
                 f"{format_size(call.session_memory_bytes)}, and this one was chosen{_peak(call)} after {took}."
                 f"{_victim(call)}"
             )
+        case Verdict.PROTECTION:
+            why = f" {call.kill_note}" if call.kill_note else ""
+            return f"Stopped so that others keep their memory{_peak(call)}, after {took}.{why}"
         case Verdict.MEMORY_LIMIT_HOST:
             return (
                 f"Killed by the kernel: the host ran out of memory, and this call was chosen{_peak(call)} after {took}."
@@ -159,7 +162,7 @@ def _advice(call: EndedCall) -> str:
             return _more_memory(call)
         case Verdict.MEMORY_LIMIT_SESSION:
             return "Run fewer calls at once, or declare what each needs (--memory): then they are admitted when they fit."
-        case Verdict.MEMORY_LIMIT_HOST:
+        case Verdict.MEMORY_LIMIT_HOST | Verdict.PROTECTION:
             return "Run it again later, and declare what it needs (--memory) so that room is kept for it."
         case Verdict.PIDS_LIMIT:
             more_pids = 2 * (call.limits.pids_max or 512)

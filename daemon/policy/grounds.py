@@ -88,5 +88,6 @@ def kill_words(reason: KillReason, note: str, limits: CallLimits) -> str:
         KillReason.SESSION_END: "its session ends",
         KillReason.PARENT_END: "the call around it ended",
         KillReason.FINISHED: "its caller finished it",
+        KillReason.PROTECTION: "others need the memory",
     }[reason]
     return f"Killed: {because}{': ' + note if note else ''}."

@@ -13,6 +13,7 @@ _KILLS = {
     KillReason.OPERATOR: Verdict.OPERATOR,
     KillReason.SESSION_END: Verdict.SESSION_END,
     KillReason.PARENT_END: Verdict.PARENT_END,
+    KillReason.PROTECTION: Verdict.PROTECTION,
 }
 
 

@@ -89,7 +89,8 @@ class Daemon:
         self.file = self.config
         self.host = host or FakeHost()
         self.history = FakeHistory()
-        self.controller = Controller(self.config, self.host, self.history, FakeClock(), Counters(), Feed())
+        self.clock = FakeClock()
+        self.controller = Controller(self.config, self.host, self.history, self.clock, Counters(), Feed())
         self.reloader = Reloader(self.config, lambda: self.file, self.controller.reconfigure)
         self.api = Api(self.config, self.controller, self.history, self.reloader)
         self._channels: list[grpc.aio.Channel] = []

@@ -1,0 +1,368 @@
+"""Protection between sessions: reads when something asks for it, has the policy decide, and does what it says.
+
+Asked for by a crossed mark, by stall of a session that has others below it, by calls that begin or end; then every
+`protection.tick` until all is calm. Where all budgets together fit into the capacity there is nothing to be short of:
+no marks, no reads.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.controller.ladder import Ladders
+from agentcgroup.daemon.errors import RequestError
+from agentcgroup.daemon.model import (
+    CallLimits,
+    CallState,
+    FeedbackKind,
+    FreezeCause,
+    KillReason,
+    Level,
+    Priority,
+    Session,
+    SessionMemory,
+    SessionState,
+    ToolCall,
+)
+from agentcgroup.daemon.policy import protection
+from agentcgroup.daemon.policy.grounds import Grounds
+from agentcgroup.daemon.policy.protection import CallView, Hold, Rules, Rung, SessionView, Step, View
+from agentcgroup.proto.quantity import format_size
+from agentcgroup.proto.words import Action
+
+log = logging.getLogger("agentcgroup.controller")
+
+LOOK_TIMER: Final = "look"
+# What begins and ends together is looked at together.
+_GATHER_MS: Final = 20
+# After the last sign of shortage.
+_LINGER_NS: Final = 1_000_000_000
+# Looking must not take more than a quarter of a CPU, however many calls there are.
+_DUTY: Final = 3
+# Of the time between two looks.
+_STALLED_SHARE: Final = 0.1
+# Two reads closer than this say nothing about growth.
+_LEAST_INTERVAL_NS: Final = 5_000_000
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A counter of bytes or microseconds as last read, and how fast it rose."""
+
+    value: int
+    at_ns: int
+    per_s: int = 0
+
+    def update(self, value: int, at_ns: int, *, decays: bool) -> int:
+        elapsed_ns = at_ns - self.at_ns
+        if elapsed_ns >= _LEAST_INTERVAL_NS:
+            rose = max(0, value - self.value) * 1_000_000_000 // elapsed_ns
+            # What comes in bursts must not look like rest between two of them.
+            self.per_s = max(rose, self.per_s // 2) if decays else rose
+            self.value, self.at_ns = value, at_ns
+        elif elapsed_ns < 0:  # The clock was set back.
+            self.value, self.at_ns = value, at_ns
+        return self.per_s
+
+
+class Protection(Ladders):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._holds: dict[str, Hold] = {}
+        self._call_growth: dict[str, _Reading] = {}
+        self._session_stall: dict[str, _Reading] = {}
+        self._lows: dict[str, tuple[tuple[str, int], ...]] = {}
+        self._restless_at_ns = 0
+        self._rested_at_s = 0.0
+
+    # ---- asking
+
+    def hold(self, call: ToolCall) -> Hold | None:
+        """How the call is held back for others; None: it is not."""
+        return self._holds.get(call.id)
+
+    def use_config(self, config: Config) -> None:
+        super().use_config(config)
+        settings = config.protection
+        self._protection_rules = Rules(
+            horizon_ms=settings.horizon,
+            slow_limit_ms=settings.slow_limit,
+            freeze_limit_ms=settings.freeze_limit,
+        )
+
+    # ---- what makes it look
+
+    def memory_mark_crossed(self, session: str) -> None:
+        self.counters.marks_crossed += 1
+        self._look_at_once()
+
+    def memory_stalled(self, session: str) -> None:
+        self._look_at_once()
+
+    def _look_at_once(self) -> None:
+        """At once, or as soon as the last look is paid for: the kernel may ask a hundred times a second."""
+        self._restless_at_ns = self._clock.now_ns()
+        rest_ms = (self._rested_at_s - time.monotonic()) * 1000
+        if rest_ms <= 0:
+            self._look_around()
+        else:
+            self._arm(LOOK_TIMER, "", rest_ms, self._look_around)
+
+    def _memory_shifted(self, session: str) -> None:
+        """What is promised to whom is another now, and whatever ended left room."""
+        if (LOOK_TIMER, "") not in self._timers and (self._has_marks() or self._is_oversold()):
+            self._arm(LOOK_TIMER, "", _GATHER_MS, self._look_around)
+
+    def _has_marks(self) -> bool:
+        return any(session.memory_mark_bytes is not None for session in self._ledger.sessions.values())
+
+    def _relimit(self, call: ToolCall, limits: CallLimits) -> None:
+        super()._relimit(call, limits)
+        self._memory_shifted(call.session)
+
+    def _call_gone(self, call: ToolCall) -> None:
+        super()._call_gone(call)
+        self._memory_shifted(call.session)
+
+    def _is_oversold(self) -> bool:
+        """Whether the sessions may use more together than there is."""
+        if self.config.protection.sessions == "off":
+            return False
+        sold = sum(session.budget.memory_max_bytes for session in self._ledger.sessions.values())
+        return sold > self._host.memory_capacity_bytes
+
+    # ---- one look
+
+    def _look_around(self) -> None:
+        began = time.thread_time()
+        self._disarm(LOOK_TIMER, "")
+        if not self._is_oversold():
+            self._let_everybody_go()
+            return
+        view, readings = self._memory_view()
+        if view is None:
+            return
+        plan = protection.decide(view, self._protection_rules)
+        for step in plan.steps:
+            self._take_step(step, view)
+        self._set_marks(dict(plan.allowances), readings)
+        self._protect(view)
+        if not plan.is_calm:
+            self._restless_at_ns = view.now_ns
+        rest_ms = (time.thread_time() - began) * 1000 * _DUTY
+        self._rested_at_s = time.monotonic() + rest_ms / 1000
+        if view.now_ns - self._restless_at_ns < _LINGER_NS:
+            self._arm(LOOK_TIMER, "", max(self.config.protection.tick, rest_ms), self._look_around)
+
+    def _memory_view(self) -> tuple[View | None, dict[str, SessionMemory]]:
+        host = self._host.memory.host()
+        if host is None:
+            return None, {}
+        now_ns = self._clock.now_ns()
+        sessions: list[SessionView] = []
+        calls: list[CallView] = []
+        readings: dict[str, SessionMemory] = {}
+        for session in self._ledger.sessions.values():
+            memory = self._host.memory.session(session.name)
+            if memory is None:
+                continue
+            readings[session.name] = memory
+            running = [] if session.state is SessionState.FROZEN else self._call_views(session, now_ns)
+            calls += running
+            sessions.append(
+                SessionView(
+                    session.name,
+                    session.priority,
+                    max(0, session.budget.agent_memory_bytes - memory.agent_bytes),
+                    bool(running) and self._is_stalled(session, memory, now_ns),
+                )
+            )
+        live = {call.id for call in calls}
+        self._call_growth = {
+            call_id: reading for call_id, reading in self._call_growth.items() if call_id in live
+        }
+        self._holds = {
+            call_id: hold
+            for call_id, hold in self._holds.items()
+            if call_id in live or self._ledger.is_live(call_id)
+        }
+        coming_bytes = sum(
+            self._host.memory.call_bytes(call.id) or 0
+            for session in self._ledger.sessions.values()
+            for call in session.calls.values()
+            if call.state is CallState.ENDING and not call.parent_id
+        )
+        view = View(
+            now_ns, host.capacity_bytes, host.room_bytes, tuple(sessions), tuple(calls), coming_bytes
+        )
+        return view, readings
+
+    def _call_views(self, session: Session, now_ns: int) -> list[CallView]:
+        """Calls that run, or would but for us. What others have frozen does not grow, and is theirs to thaw."""
+        found = []
+        for call in session.calls.values():
+            if call.parent_id or call.state not in (CallState.RUNNING, CallState.FROZEN):
+                continue
+            if call.frozen_by - {FreezeCause.PROTECTION} or call.started_at_ns is None:
+                continue
+            usage = self._host.memory.call_bytes(call.id)
+            if usage is None:
+                continue
+            hold = self._holds.get(call.id)
+            reading = self._call_growth.setdefault(call.id, _Reading(0, call.started_at_ns))
+            growth = reading.update(usage, now_ns, decays=hold is None)
+            promised = protection.promised_bytes(
+                call.intent.memory_bytes, call.limits.memory_bytes, usage, session.priority
+            )
+            found.append(
+                CallView(
+                    call.id,
+                    session.name,
+                    session.priority,
+                    call.started_at_ns,
+                    usage,
+                    promised,
+                    growth,
+                    hold,
+                )
+            )
+        return found
+
+    def _is_stalled(self, session: Session, memory: SessionMemory, now_ns: int) -> bool:
+        if memory.stall_us is None:
+            return False
+        # At its own limit it waits for itself.
+        if memory.calls_bytes >= session.budget.calls_memory_bytes * 98 // 100:
+            return False
+        reading = self._session_stall.setdefault(session.name, _Reading(memory.stall_us, now_ns))
+        return reading.update(memory.stall_us, now_ns, decays=False) > _STALLED_SHARE * 1_000_000
+
+    # ---- doing
+
+    def _take_step(self, step: Step, view: View) -> None:
+        call = self._ledger.call(None, step.call.id)
+        held_before = self._holds.pop(call.id, None)
+        was_frozen = held_before is not None and held_before.rung is Rung.FROZEN
+        try:
+            if step.hold is not None and step.hold.rung is Rung.FROZEN:
+                self._freeze(call, FreezeCause.PROTECTION)
+            elif was_frozen and step.action is not Action.KILLED:
+                self._thaw(call, FreezeCause.PROTECTION)
+        except RequestError as error:
+            log.warning("%s/%s: %s", call.session, call.id, error)
+            if held_before is not None:
+                self._holds[call.id] = held_before
+            return
+        if step.hold is not None:
+            self._holds[call.id] = step.hold
+            self._call_growth[call.id] = _Reading(step.call.usage_bytes, view.now_ns)
+        self.counters.protected(step.action)
+        because: Grounds = {
+            "room_bytes": view.room_bytes,
+            "usage_bytes": step.call.usage_bytes,
+            "promised_bytes": step.call.promised_bytes,
+            "growth_bytes_per_s": step.call.growth_bytes_per_s,
+        }
+        if step.action is Action.KILLED:
+            self._kill(call, KillReason.PROTECTION, step.reason, because)
+            return
+        self._decided(
+            step.action,
+            call.session,
+            step.reason,
+            call=call,
+            deadline_at_ns=step.hold.deadline_at_ns if step.hold else None,
+            because=because,
+        )
+        self._tell_of_step(step, call, was_frozen=was_frozen)
+
+    def _tell_of_step(self, step: Step, call: ToolCall, *, was_frozen: bool) -> None:
+        advice = (
+            f"Wait; or release memory, or run less at a time: {format_size(step.call.usage_bytes)} are in use and"
+            f" {format_size(step.call.promised_bytes)} were promised."
+        )
+        until_ns = step.hold.deadline_at_ns if step.hold else None
+        match step.action:
+            case Action.FROZEN:
+                seconds = self._protection_rules.freeze_limit_ms / 1000
+                words = f"Frozen for at most {seconds:g} s, nothing is lost. {step.reason}"
+                self._say(
+                    FeedbackKind.FROZEN,
+                    call.session,
+                    words,
+                    call=call,
+                    level=Level.CRITICAL,
+                    advice=advice,
+                    held_until_ns=until_ns,
+                )
+            case Action.SLOWED:
+                kind = FeedbackKind.THAWED if was_frozen else FeedbackKind.THROTTLED
+                words = f"Slowed down where it takes more memory. {step.reason}"
+                self._say(
+                    kind,
+                    call.session,
+                    words,
+                    call=call,
+                    level=Level.TIGHT,
+                    advice=advice,
+                    held_until_ns=until_ns,
+                )
+            case _:
+                kind = FeedbackKind.THAWED if was_frozen else FeedbackKind.RELEASED
+                self._say(kind, call.session, f"Goes on. {step.reason}", call=call, level=Level.AMPLE)
+
+    def _set_marks(self, allowances: dict[str, int], readings: dict[str, SessionMemory]) -> None:
+        for name, memory in readings.items():
+            session = self._ledger.sessions[name]
+            allowance = allowances.get(name)
+            # Without running calls there is nobody to grow; those that begin bring the next look.
+            mark = None if allowance is None and not session.calls else memory.calls_bytes + (allowance or 0)
+            self._set_mark(session, mark)
+            session.calls_held = sum(call_id in self._holds for call_id in session.calls)
+
+    def _set_mark(self, session: Session, mark_bytes: int | None) -> None:
+        if mark_bytes is not None and mark_bytes >= session.budget.calls_memory_bytes:
+            mark_bytes = None
+        if mark_bytes != session.memory_mark_bytes:
+            self._host.memory.set_mark(session.name, mark_bytes)
+            session.memory_mark_bytes = mark_bytes
+
+    def _protect(self, view: View) -> None:
+        """memory.low for calls of high priority; stall is watched where somebody is below."""
+        live = {session.name for session in view.sessions}
+        self._lows = {name: promises for name, promises in self._lows.items() if name in live}
+        self._session_stall = {name: one for name, one in self._session_stall.items() if name in live}
+        lowest = max(
+            (session.priority for session in view.sessions), key=protection.RANK.__getitem__, default=None
+        )
+        for session in view.sessions:
+            is_above = lowest is not None and protection.RANK[session.priority] < protection.RANK[lowest]
+            self._host.memory.watch_stall(session.name, is_above)
+            wanted: tuple[tuple[str, int], ...] = ()
+            if session.priority is Priority.HIGH:
+                wanted = tuple(
+                    (call.id, call.promised_bytes) for call in view.calls if call.session == session.name
+                )
+            if wanted != self._lows.get(session.name, ()):
+                self._host.memory.protect_calls(session.name, wanted)
+                self._lows[session.name] = wanted
+
+    def _let_everybody_go(self) -> None:
+        """Nothing can run short any more: a session went, a budget shrank, or the protection was switched off."""
+        for call_id in list(self._holds):
+            if self._ledger.is_live(call_id):
+                call = self._ledger.call(None, call_id)
+                words = "Goes on: sessions may not use more together any more than there is."
+                self._decided(Action.RELEASED, call.session, words, call=call)
+                thawed = self._thaw(call, FreezeCause.PROTECTION)
+                kind = FeedbackKind.THAWED if thawed else FeedbackKind.RELEASED
+                self._say(kind, call.session, words, call=call, level=Level.AMPLE)
+        self._holds.clear()
+        for session in self._ledger.sessions.values():
+            self._set_mark(session, None)
+            session.calls_held = 0
+            self._host.memory.watch_stall(session.name, False)
+            if self._lows.pop(session.name, ()):
+                self._host.memory.protect_calls(session.name, ())

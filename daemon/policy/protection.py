@@ -1,0 +1,454 @@
+"""Memory between sessions: how far each may grow before anybody looks, and who is held back when it runs short.
+
+What admission has promised is kept: the unused part of what an agent runtime or a call declared is set aside, from the
+highest priority down; the rest is free for whoever takes it. A session's *allowance* is its own promises and its share
+of the free rest. It stands in the kernel as memory.high of the session's `calls/`, at use plus allowance: nothing is
+read while everybody stays below, the sum of all cannot exceed the limit, and whoever crosses it is slowed by the kernel
+itself until the daemon has looked.
+
+Memory runs *short* when what calls took lately, carried on for `horizon_ms`, no longer fits. Then the fastest grower of
+the lowest priority is slowed (no share of the free rest), then frozen, and at last killed; a call that does not grow is left
+alone. It is undone, best rank first, once it would fit with twice the room. Stall (PSI) counts only together with
+growth: a session that waits for memory while nobody below it grows is not helped by holding anybody back.
+
+The call of the best rank (priority, then age) is held only for equals that keep to their promise: somebody always gets
+on, and what it gives back lets the next.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from agentcgroup.daemon.model import Priority
+from agentcgroup.proto.quantity import format_size
+from agentcgroup.proto.words import Action
+
+RANK: Final = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
+_PROMISE_STEP_BYTES: Final = 16 << 20
+_ROOM: Final = "There is room for it again."
+
+
+class Rung(StrEnum):
+    """How a call is held back for others. In order: the next one is taken when one does not help."""
+
+    SLOWED = "slowed"
+    FROZEN = "frozen"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Times and sizes of the protection; see `[protection]` in the configuration."""
+
+    horizon_ms: int = 200
+    # A call stays on a rung this long before the next one, or before it is let go; longer when stall put it there,
+    # which takes its time to show.
+    settle_ms: int = 100
+    stall_settle_ms: int = 1_000
+    slow_limit_ms: int = 2_000
+    freeze_limit_ms: int = 30_000
+
+    def margin_bytes(self, capacity_bytes: int) -> int:
+        """Room that is never given away: what a grower takes until the daemon has answered."""
+        return max(16 << 20, capacity_bytes // 50)
+
+    def step_bytes(self, capacity_bytes: int) -> int:
+        """Growth and room below which nothing is done: what an ordinary process takes and gives all the time."""
+        return min(64 << 20, max(4 << 20, capacity_bytes // 128))
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A call held back. `growth_bytes_per_s` is that for which it was; `turns` how often its freeze ran out in vain."""
+
+    rung: Rung
+    settled_at_ns: int
+    deadline_at_ns: int
+    growth_bytes_per_s: int
+    turns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CallView:
+    """A running call directly under its session, with what is nested in it."""
+
+    id: str
+    session: str
+    priority: Priority
+    started_at_ns: int
+    usage_bytes: int
+    promised_bytes: int
+    growth_bytes_per_s: int
+    hold: Hold | None = None
+
+    @property
+    def unused_promise_bytes(self) -> int:
+        return max(0, self.promised_bytes - self.usage_bytes)
+
+    @property
+    def is_frozen(self) -> bool:
+        return self.hold is not None and self.hold.rung is Rung.FROZEN
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """`agent_unused_bytes`: promised to the agent runtime and not in use. `is_stalled`: its tasks wait for memory (PSI)."""
+
+    name: str
+    priority: Priority
+    agent_unused_bytes: int = 0
+    is_stalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """`room_bytes`: what may still be taken before the limit of all sessions, or the host's own memory, is reached.
+
+    `coming_bytes`: what calls that are ending still hold.
+    """
+
+    now_ns: int
+    capacity_bytes: int
+    room_bytes: int
+    sessions: tuple[SessionView, ...]
+    calls: tuple[CallView, ...]
+    coming_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """SLOWED, FROZEN, RELEASED or KILLED. `hold` is what the call is held by from now on."""
+
+    action: Action
+    call: CallView
+    reason: str
+    hold: Hold | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now. `allowances`: bytes that the calls of each session may grow by. `is_calm`: nothing left to watch."""
+
+    steps: tuple[Step, ...]
+    allowances: tuple[tuple[str, int], ...]
+    is_calm: bool
+
+
+def rank(call: CallView) -> tuple[int, int, str]:
+    """Who goes first: the higher priority, then the older."""
+    return RANK[call.priority], call.started_at_ns, call.id
+
+
+def _borrowed_bytes(call: CallView) -> int:
+    return call.usage_bytes - call.promised_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Shortage:
+    """`priority` is that of the best session that would not get what it wants."""
+
+    priority: Priority
+    missing_bytes: int
+
+
+class _Budget:
+    """Promises and free rest for a set of calls; frozen ones ask for nothing."""
+
+    def __init__(self, view: View, rules: Rules, calls: Iterable[CallView]) -> None:
+        self._now_ns = view.now_ns
+        self._margin_bytes = margin_bytes = rules.margin_bytes(view.capacity_bytes)
+        self._room_bytes = view.room_bytes
+        # With little room left little growth is much.
+        self._least_bytes = min(rules.step_bytes(view.capacity_bytes), max(1 << 16, view.room_bytes // 8))
+        self._horizon_ms = rules.horizon_ms
+        self._sessions = sorted(view.sessions, key=lambda session: RANK[session.priority])
+        self._calls: dict[str, list[CallView]] = {session.name: [] for session in self._sessions}
+        for call in calls:
+            if not call.is_frozen:
+                self._calls[call.session].append(call)
+        # Agent runtimes come before every tool.
+        left_bytes = (
+            view.room_bytes - margin_bytes - sum(session.agent_unused_bytes for session in self._sessions)
+        )
+        self.promise_bytes: dict[str, int] = {}
+        self._unkept_bytes: dict[str, int] = {}
+        for session in self._sessions:
+            wanted = sum(call.unused_promise_bytes for call in self._calls[session.name])
+            self.promise_bytes[session.name] = granted = max(0, min(wanted, left_bytes))
+            self._unkept_bytes[session.name] = wanted - granted
+            left_bytes -= granted
+        self.free_bytes = left_bytes
+
+    def demand_bytes(self, call: CallView) -> int:
+        """What it takes within the horizon at its present growth; 0 for what is hardly growth, or was just slowed."""
+        if call.is_frozen or (call.hold is not None and self._now_ns < call.hold.settled_at_ns):
+            return 0
+        demand = call.growth_bytes_per_s * self._horizon_ms // 1000
+        return demand if demand >= self._least_bytes else 0
+
+    def _wanted_bytes(self, session: SessionView) -> int:
+        return sum(self.demand_bytes(call) for call in self._calls[session.name])
+
+    def shortage(self) -> _Shortage | None:
+        free_bytes = self.free_bytes
+        for session in self._sessions:
+            beyond = self._wanted_bytes(session) - self.promise_bytes[session.name]
+            if beyond > max(0, free_bytes):
+                return _Shortage(session.priority, beyond - max(0, free_bytes))
+            free_bytes -= max(0, beyond)
+        return None
+
+    def allowances(self, favoured: str) -> tuple[tuple[str, int], ...]:
+        """Promises first, then what growers want, then equal parts of the rest. Sessions without running calls have none.
+
+        What was promised to the `favoured` session, that of the best call, is kept out of the margin, too.
+        """
+        free_bytes = max(0, self.free_bytes)
+        given: dict[str, int] = {}
+        sharing: list[SessionView] = []
+        for session in self._sessions:
+            if not self._calls[session.name]:
+                continue
+            beyond = max(0, self._wanted_bytes(session) - self.promise_bytes[session.name])
+            more = min(beyond, free_bytes)
+            free_bytes -= more
+            given[session.name] = self.promise_bytes[session.name] + more
+            if not any(call.hold for call in self._calls[session.name]):
+                sharing.append(session)
+        for session in sharing:
+            given[session.name] += free_bytes // len(sharing)
+        if favoured in given:
+            unspent = self._room_bytes - sum(given.values()) - self._margin_bytes // 4
+            given[favoured] += max(0, min(self._unkept_bytes[favoured], unspent))
+        return tuple(given.items())
+
+
+def decide(view: View, rules: Rules) -> Plan:
+    """Rules on everybody at once. Pure: the same view gives the same plan."""
+    return _Round(view, rules).plan()
+
+
+class _Round:
+    def __init__(self, view: View, rules: Rules) -> None:
+        self._view, self._rules = view, rules
+        self._calls = {call.id: call for call in view.calls}
+        self._steps: list[Step] = []
+        self._touched: set[str] = set()
+        self._best: CallView | None = None
+
+    def plan(self) -> Plan:
+        self._let_somebody_run()
+        self._best = min(
+            (call for call in self._calls.values() if not call.is_frozen), key=rank, default=None
+        )
+        self._hold_back()
+        self._end_deadlines()
+        self._let_somebody_run()
+        if not any(step.action is not Action.RELEASED for step in self._steps):
+            self._release()
+        budget = self._budget()
+        held = any(call.hold for call in self._calls.values())
+        growing = any(budget.demand_bytes(call) for call in self._calls.values())
+        best = min((call for call in self._calls.values() if not call.is_frozen), key=rank, default=None)
+        favoured = best.session if best is not None else ""
+        return Plan(tuple(self._steps), budget.allowances(favoured), is_calm=not held and not growing)
+
+    def _budget(self, calls: Iterable[CallView] | None = None) -> _Budget:
+        return _Budget(self._view, self._rules, self._calls.values() if calls is None else calls)
+
+    def _act(self, action: Action, call: CallView, reason: str, hold: Hold | None = None) -> None:
+        self._steps.append(Step(action, call, reason, hold))
+        self._touched.add(call.id)
+        if action is Action.KILLED:
+            del self._calls[call.id]
+        else:
+            self._calls[call.id] = replace(call, hold=hold)
+
+    def _hold(self, rung: Rung, call: CallView, settle_ms: int | None = None, turns: int = 0) -> Hold:
+        now_ns, rules = self._view.now_ns, self._rules
+        limit_ms = rules.slow_limit_ms if rung is Rung.SLOWED else rules.freeze_limit_ms
+        settle_ms = rules.settle_ms if settle_ms is None else settle_ms
+        before = call.hold
+        return Hold(
+            rung,
+            settled_at_ns=now_ns + settle_ms * 1_000_000,
+            deadline_at_ns=now_ns + limit_ms * 1_000_000,
+            growth_bytes_per_s=max(call.growth_bytes_per_s, before.growth_bytes_per_s if before else 0),
+            turns=max(turns, before.turns if before else 0),
+        )
+
+    def _has_settled(self, call: CallView) -> bool:
+        return call.hold is None or self._view.now_ns >= call.hold.settled_at_ns
+
+    # ---- nobody may stop everybody
+
+    def _let_somebody_run(self) -> None:
+        if self._calls and all(call.is_frozen for call in self._calls.values()):
+            best = min(self._calls.values(), key=rank)
+            if best.id not in self._touched:
+                self._act(Action.RELEASED, best, "It goes first now.")
+
+    def _others_run(self, call: CallView) -> bool:
+        return any(other.id != call.id and not other.is_frozen for other in self._calls.values())
+
+    # ---- holding back
+
+    def _hold_back(self) -> None:
+        """Up the rungs, the lowest priority first and in it the fastest grower, until the rest fits."""
+        while (shortage := (budget := self._budget()).shortage()) is not None:
+            grower = self._grower(budget, RANK[shortage.priority])
+            if grower is None:
+                self._last_resort(budget, shortage)
+                return
+            self._escalate(grower, self._rules.settle_ms)
+        stalled = min(
+            (session for session in self._view.sessions if session.is_stalled),
+            key=lambda session: RANK[session.priority],
+            default=None,
+        )
+        # One at a time, and none of its equals: whether it helps shows in the stall.
+        if stalled is not None and not self._is_settling():
+            grower = self._grower(budget, RANK[stalled.priority] + 1)
+            if grower is not None:
+                self._escalate(grower, self._rules.stall_settle_ms)
+
+    def _is_settling(self) -> bool:
+        return any(not self._has_settled(call) for call in self._calls.values())
+
+    def _below(self, highest: int) -> list[CallView]:
+        best_id = self._best.id if self._best else ""
+        return [
+            call
+            for call in self._calls.values()
+            if call.id != best_id and call.id not in self._touched and RANK[call.priority] >= highest
+        ]
+
+    def _grower(self, budget: _Budget, highest: int) -> CallView | None:
+        return max(
+            (call for call in self._below(highest) if budget.demand_bytes(call)),
+            key=lambda call: (RANK[call.priority], call.growth_bytes_per_s, call.id),
+            default=None,
+        )
+
+    def _escalate(self, call: CallView, settle_ms: int) -> None:
+        room_bytes = max(0, self._view.room_bytes)
+        is_below = any(RANK[other.priority] < RANK[call.priority] for other in self._calls.values())
+        whom = "a session of higher priority" if is_below else "other calls"
+        reason = (
+            f"The host has {format_size(room_bytes)} of memory left, this call grows by"
+            f" {format_size(call.growth_bytes_per_s)} a second, and {whom} may need it."
+        )
+        if call.hold is None and room_bytes > self._rules.margin_bytes(self._view.capacity_bytes):
+            self._act(Action.SLOWED, call, reason, self._hold(Rung.SLOWED, call, settle_ms))
+        elif self._others_run(call):
+            self._act(Action.FROZEN, call, reason, self._hold(Rung.FROZEN, call, settle_ms))
+        else:
+            self._touched.add(call.id)
+
+    def _last_resort(self, budget: _Budget, shortage: _Shortage) -> None:
+        """Nobody is left to hold back, and the margin itself is being eaten."""
+        least_bytes = self._rules.margin_bytes(self._view.capacity_bytes) // 2
+        if self._view.room_bytes + self._view.coming_bytes > least_bytes or self._is_settling():
+            return
+        # Of its equals nobody goes who kept to its promise.
+        candidates = [
+            call
+            for call in self._below(RANK[shortage.priority])
+            if _borrowed_bytes(call) > 0 or RANK[call.priority] > RANK[shortage.priority]
+        ]
+        if candidates:
+            victim = max(
+                candidates,
+                key=lambda call: (
+                    _borrowed_bytes(call) > 0,
+                    RANK[call.priority],
+                    _borrowed_bytes(call),
+                    rank(call),
+                ),
+            )
+            self._act(
+                Action.KILLED,
+                victim,
+                f"The host has {format_size(max(0, self._view.room_bytes))} of memory left, and holding calls back did"
+                f" not help; this one used {format_size(victim.usage_bytes)} and was promised"
+                f" {format_size(victim.promised_bytes)}.",
+            )
+            return
+        self._let_the_best_wait(budget)
+
+    def _let_the_best_wait(self, budget: _Budget) -> None:
+        """The best has taken more than its promise and wants more yet: it waits for its equals, who keep to theirs."""
+        best = self._calls.get(self._best.id) if self._best else None
+        if (
+            best is None
+            or best.id in self._touched
+            or _borrowed_bytes(best) <= 0
+            or not budget.demand_bytes(best)
+        ):
+            return
+        if not self._others_run(best):
+            waiting = [
+                call for call in self._calls.values() if call.is_frozen and call.id not in self._touched
+            ]
+            if not waiting:
+                return
+            self._act(
+                Action.RELEASED, min(waiting, key=rank), "It keeps to its promise, which others do not."
+            )
+        self._escalate(best, self._rules.settle_ms)
+
+    # ---- letting go
+
+    def _end_deadlines(self) -> None:
+        """A hold that has run out ends: what is slowed and still wants is frozen; what is frozen gets one turn."""
+        for call in sorted(self._calls.values(), key=rank):
+            hold = call.hold
+            if hold is None or call.id in self._touched or self._view.now_ns < hold.deadline_at_ns:
+                continue
+            if self._fits(call) or (hold.rung is Rung.SLOWED and not self._wants(call)):
+                self._act(Action.RELEASED, call, _ROOM)
+            elif not self._others_run(call):
+                self._act(Action.RELEASED, call, "It goes first now.")
+            elif hold.rung is Rung.SLOWED:
+                reason = "Slowed down, it still asks for memory that is not there."
+                self._act(Action.FROZEN, call, reason, self._hold(Rung.FROZEN, call))
+            elif hold.turns == 0:
+                reason = "It has stood still for long; it goes on slowly, as far as it needs no more memory."
+                self._act(Action.SLOWED, call, reason, self._hold(Rung.SLOWED, call, turns=1))
+            else:
+                seconds = 2 * self._rules.freeze_limit_ms / 1000
+                self._act(
+                    Action.KILLED,
+                    call,
+                    f"It stood still for {seconds:g} s and no memory came free for it.",
+                )
+
+    def _wants(self, call: CallView) -> bool:
+        stalled = any(session.is_stalled for session in self._view.sessions if session.name == call.session)
+        return stalled or bool(self._budget().demand_bytes(call))
+
+    def _release(self) -> None:
+        """One call a round, the best first: the next look shows what it does with its freedom."""
+        for call in sorted(self._calls.values(), key=rank):
+            if call.hold is None or call.id in self._touched or not self._has_settled(call):
+                continue
+            if self._fits(call):
+                self._act(Action.RELEASED, call, _ROOM)
+            return
+
+    def _fits(self, call: CallView) -> bool:
+        """Whether it could run as it did before, and take twice a step, with everybody else as they are."""
+        least = 2 * self._rules.step_bytes(self._view.capacity_bytes) * 1000 // self._rules.horizon_ms
+        growth = call.hold.growth_bytes_per_s if call.hold else call.growth_bytes_per_s
+        freed = replace(call, hold=None, growth_bytes_per_s=max(least, growth))
+        others = [other for other in self._calls.values() if other.id != call.id]
+        return self._budget([*others, freed]).shortage() is None
+
+
+def promised_bytes(declared: int | None, reserved: int, usage: int, priority: Priority) -> int:
+    """What is set aside for a call: what it declared. Of a high-priority call that declared nothing more is believed
+    once it has outgrown the default: half as much again, for it is to find room when it gets there."""
+    if declared is not None or priority is not Priority.HIGH or usage <= reserved * 2 // 3:
+        return reserved
+    # In steps, so that it does not change with every look.
+    return (usage * 3 // 2 + _PROMISE_STEP_BYTES - 1) // _PROMISE_STEP_BYTES * _PROMISE_STEP_BYTES

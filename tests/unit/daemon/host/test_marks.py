@@ -1,0 +1,116 @@
+"""Marks, protection and reads of memory between sessions, on a cgroup tree in files."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentcgroup.cgroups import files
+from agentcgroup.cgroups.cgroup import Cgroup
+from agentcgroup.cgroups.files import InterfaceFile
+from agentcgroup.cgroups.testing import FakeCgroupTree
+from agentcgroup.cgroups.values import MAX
+from agentcgroup.daemon.host.groups import CallGroup, SessionGroup
+from agentcgroup.daemon.host.marks import MemoryMarks
+from agentcgroup.daemon.model import Budget
+
+MIB = 1 << 20
+CONTROLLERS = frozenset({"memory", "cpu", "pids"})
+
+
+class Listener:
+    """Hears which sessions crossed their mark."""
+
+    def __init__(self) -> None:
+        self.crossed: list[str] = []
+
+    def memory_mark_crossed(self, session: str) -> None:
+        self.crossed.append(session)
+
+    def memory_stalled(self, session: str) -> None:
+        raise AssertionError(session)
+
+
+class Ground:
+    """One session with one call, and the callbacks that the event loop would call."""
+
+    def __init__(self, tree: FakeCgroupTree) -> None:
+        self.tree = tree
+        self.root = tree.root
+        self.root.enable_controllers(CONTROLLERS)
+        budget = Budget(800 * MIB, 100 * MIB, 0, None, 100, None, 10)
+        self.session = SessionGroup.create(self.root, "s", budget, CONTROLLERS)
+        self.call = CallGroup(self.session.calls.create_child("c"), None, CONTROLLERS)
+        self.changed: dict[int, Callable[[], None]] = {}
+        self.marks = MemoryMarks(
+            self.root, {"s": self.session}, {"c": self.call}, self._watch, self._unwatch
+        )
+        self.listener = Listener()
+        self.marks.listen(self.listener)  # type: ignore[arg-type]
+
+    def _watch(self, cgroup: Cgroup, file: InterfaceFile[Any], changed: Callable[[], None]) -> int:
+        assert (cgroup, file) == (self.session.calls, files.MEMORY_EVENTS_LOCAL)
+        self.changed[len(self.changed)] = changed
+        return len(self.changed) - 1
+
+    def _unwatch(self, watch_id: int) -> None:
+        del self.changed[watch_id]
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Iterator[Ground]:
+    found = Ground(FakeCgroupTree(tmp_path))
+    yield found
+    found.call.cgroup.close()
+    found.session.close()
+    found.root.close()
+
+
+def test_a_mark_stands_in_the_kernel_and_who_crosses_it_is_told_of(ground: Ground) -> None:
+    ground.marks.set_mark("s", 300 * MIB)
+    assert ground.session.calls.read(files.MEMORY_HIGH) == 300 * MIB
+    ground.marks.set_mark("s", 310 * MIB)
+    (changed,) = ground.changed.values()
+    changed()
+    assert not ground.listener.crossed, "something else in the file changed"
+    ground.tree.count(ground.session.calls, files.MEMORY_EVENTS_LOCAL, high=3)
+    changed()
+    changed()
+    assert ground.listener.crossed == ["s"]
+    ground.marks.set_mark("s", None)
+    assert ground.session.calls.read(files.MEMORY_HIGH) == MAX
+
+
+def test_room_counts_what_is_read_once_and_never_more_than_the_limit(ground: Ground) -> None:
+    ground.root.write(files.MEMORY_MAX, 1000 * MIB)
+    ground.tree.set(ground.root, files.MEMORY_CURRENT, str(900 * MIB))
+    ground.tree.set(ground.root, files.MEMORY_STAT, f"anon 0\ninactive_file {200 * MIB}")
+    host = ground.marks.host()
+    assert host is not None and host.capacity_bytes == 1000 * MIB and 0 < host.room_bytes <= 300 * MIB
+
+
+def test_without_the_controller_there_is_nothing_to_protect(ground: Ground) -> None:
+    for cgroup in (ground.root, ground.session.agent):
+        ground.tree.drop_file(cgroup, files.MEMORY_CURRENT)
+    assert ground.marks.host() is None and ground.marks.session("s") is None
+    assert ground.marks.session("gone") is None and ground.marks.call_bytes("gone") is None
+
+
+def test_a_promise_is_protected_up_to_the_root_and_forgotten_with_its_session(ground: Ground) -> None:
+    ground.marks.protect_calls("s", (("c", 200 * MIB), ("gone", 50 * MIB)))
+    assert ground.call.cgroup.read(files.MEMORY_LOW) == 200 * MIB
+    for above in (ground.session.calls, ground.session.cgroup, ground.root):
+        assert above.read(files.MEMORY_LOW) == 250 * MIB
+    ground.marks.set_mark("s", MIB)
+    ground.marks.forget("s")
+    assert ground.root.read(files.MEMORY_LOW) == 0 and not ground.changed
+
+
+async def test_reclaim_asks_for_so_much_and_says_what_came(ground: Ground) -> None:
+    ground.tree.set(ground.session.agent, files.MEMORY_CURRENT, str(64 * MIB))
+    assert await ground.marks.reclaim_agent("s", 8 * MIB) == 0
+    assert (Path(ground.session.agent.path) / "memory.reclaim").read_text().startswith(str(8 * MIB))
+    ground.tree.drop_file(ground.session.agent, files.MEMORY_RECLAIM)
+    assert await ground.marks.reclaim_agent("s", MIB) is None
+    assert await ground.marks.reclaim_agent("gone", MIB) is None
