@@ -93,7 +93,7 @@ struct scheduler_task {
 	__u32 queued_in;
 	/* The group in whose `runnable` the task counts; 0: none. */
 	__u32 runnable_in;
-	/* A tick in user mode found the hold: the task may be parked. */
+	/* It was found without a lock of the kernel and is to be held; see scheduler_park.bpf.h. */
 	__u32 may_park;
 };
 

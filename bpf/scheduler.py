@@ -141,10 +141,6 @@ class SchedulerEnd:
     reason: str
     message: str
 
-    @property
-    def is_fault(self) -> bool:
-        return self.kind >= 1024
-
     def __str__(self) -> str:
         detail = f": {self.message}" if self.message else ""
         return f"{self.reason or 'no reason given'} (kind {self.kind}){detail}"
@@ -202,6 +198,8 @@ class CpuScheduler(Programs):
             shared=shared,
         )
         self._classes = self.hash_map("latency_classes", _Class)
+        # What it says is in `scheduler_ends`; the ring only wakes up who waits.
+        self._bell = self.ring("scheduler_bell", lambda record: None)
 
     def __enter__(self) -> "CpuScheduler":
         return self
@@ -242,6 +240,10 @@ class CpuScheduler(Programs):
     def groups(self) -> HashMap[_Class]:
         """Cgroup id to group number, for tests and `agentcg check`."""
         return self.hash_map("scheduler_groups", _Class)
+
+    def fileno(self) -> int:
+        """Becomes readable when the kernel has taken the scheduler off; stays so."""
+        return self._bell.fileno()
 
     def end(self) -> SchedulerEnd | None:
         """None while it runs."""

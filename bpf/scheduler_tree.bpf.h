@@ -19,7 +19,6 @@ enum {
 	/* Below the root; the kernel's own limit of nesting is higher, deeper cgroups share their ancestor's group. */
 	DEPTH_MAX = 24,
 	WEIGHT_DEFAULT = 100,
-	NS_PER_US = 1000,
 };
 
 enum {
@@ -30,12 +29,13 @@ enum {
 
 /*
  * How far a key may be from that of the group served last, in CPU time of its own: longer memories are forgotten. A
- * group that wakes up has less to claim. All CPUs may run one group at once, which puts it ahead by a slice for each.
+ * group that wakes up has less to claim than one that waits, and one that had too much owes longer: a CPU that stands
+ * still, as those of virtual machines do, is charged to whoever was on it. All CPUs may run one group at once, which
+ * puts it ahead by a slice for each.
  */
 #define CLAIM_MAX_NS (10 * 1000 * 1000LL)
-#define DRIFT_MAX_NS (200 * 1000 * 1000LL + knobs.cpus * 8 * 1000 * 1000LL)
-/* A group that overran cpu.max is throttled for it at most this long. */
-#define THROTTLE_MAX_NS (2 * 1000 * 1000 * 1000LL)
+#define BEHIND_MAX_NS (200 * 1000 * 1000LL)
+#define AHEAD_MAX_NS (500 * 1000 * 1000LL + knobs.cpus * 8 * 1000 * 1000LL)
 
 struct group {
 	u64 cgroup_id;
@@ -133,14 +133,14 @@ static void heap_pop(u32 parent)
 static void heap_push(u32 number)
 {
 	struct group *group = at(number), *holder = at(group->parent);
-	s64 drift = weighted(group, DRIFT_MAX_NS);
+	s64 most = holder->clock + weighted(group, AHEAD_MAX_NS), least = holder->clock - weighted(group, BEHIND_MAX_NS);
 
 	group->key += group->debt;
 	group->debt = 0;
-	if (group->key > holder->clock + drift)
-		group->key = holder->clock + drift;
-	if (group->key < holder->clock - drift)
-		group->key = holder->clock - drift;
+	if (group->key > most)
+		group->key = most;
+	if (group->key < least)
+		group->key = least;
 	group->left = NO_GROUP;
 	group->right = NO_GROUP;
 	group->flags |= GROUP_IN_HEAP;
@@ -201,76 +201,12 @@ static void activate(u32 number)
 	}
 }
 
-static bool is_throttled(u32 number)
-{
-	while (number && number != root_group && can_loop) {
-		if (at(number)->flags & GROUP_THROTTLED)
-			return true;
-		number = at(number)->parent;
-	}
-	return false;
-}
-
-static void refill(struct group *group, u64 now)
-{
-	u64 periods;
-	s64 most = group->quota_ns + group->burst_ns;
-
-	if (now < group->period_end_ns)
-		return;
-	periods = (now - group->period_end_ns) / (group->period_ns ? group->period_ns : 1) + 1;
-	group->period_end_ns += periods * group->period_ns;
-	if (periods > 1000)
-		periods = 1000;
-	group->budget_ns += (s64)(periods * group->quota_ns);
-	if (group->budget_ns > most)
-		group->budget_ns = most;
-}
-
-/* Take `ns` of CPU time from cpu.max; with nothing left the group is out from now on. */
-static void spend(struct group *group, u64 ns, u64 now)
-{
-	s64 least;
-
-	if (!group->quota_ns)
-		return;
-	refill(group, now);
-	group->budget_ns -= ns;
-	least = -(s64)(THROTTLE_MAX_NS / (group->period_ns ? group->period_ns : 1) * group->quota_ns);
-	if (group->budget_ns < least)
-		group->budget_ns = least;
-	if (group->budget_ns > 0 || group->flags & GROUP_THROTTLED)
-		return;
-	group->flags |= GROUP_THROTTLED;
-	throttled_groups++;
-}
-
 static __always_inline void charge_key(struct group *group, s64 ns)
 {
 	if (group->flags & GROUP_IN_HEAP)
 		group->debt += weighted(group, ns);
 	else
 		group->key += weighted(group, ns);
-}
-
-/* Put `ns` of CPU time on the books of `number` and all above it. */
-static void charge(u32 number, u64 ns, u64 now)
-{
-	struct group *own = at(number);
-
-	own->own_key += ns / (own->queued + 1);
-	while (number && number != root_group && can_loop) {
-		struct group *group = at(number);
-
-		struct group *parent = at(group->parent);
-
-		charge_key(group, ns);
-		/* Nobody else wanted it, so nobody has to be made good for it later. */
-		if (parent->runnable == group->runnable && group->key + group->debt > parent->clock)
-			parent->clock = group->key + group->debt;
-		spend(group, ns, now);
-		number = group->parent;
-	}
 }
 
 /* Push `number` and all above it back by `ns`, or forward again: for looking past it once. */
@@ -347,18 +283,22 @@ static bool is_before(u32 a, u32 b)
 	return key_a <= key_b;
 }
 
-/* Whether `number` is `ancestor` or below it. */
-static bool is_within(u32 number, u32 ancestor)
+/* The lowest group that both are in, or are. */
+static u32 common_ancestor(u32 a, u32 b)
 {
-	while (number && can_loop) {
-		if (number == ancestor)
-			return true;
-		number = at(number)->parent;
+	while (a != b && a && b && can_loop) {
+		if (at(a)->level >= at(b)->level)
+			a = at(a)->parent;
+		else
+			b = at(b)->parent;
 	}
-	return false;
+	return a == b ? a : root_group;
 }
 
-/* Whether neither `number` nor a group between it and `top` has had more than its share by more than `allowance_ns`. */
+/*
+ * Whether neither `number` nor a group between it and `top` has had more than its share by more than `allowance_ns`.
+ * What `top` and those above it had is not asked: whoever is in `top` shares that.
+ */
 static bool is_entitled(u32 number, u32 top, s64 allowance_ns)
 {
 	while (number && number != root_group && number != top && can_loop) {

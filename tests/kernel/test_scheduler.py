@@ -22,7 +22,8 @@ from agentcgroup.bpf.scheduler import (
 )
 from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
 from agentcgroup.cgroups.scratch import scratch_cgroup
-from agentcgroup.daemon.host.scheduler import SchedulerKeeper, SchedulerState, SchedulerStatus
+from agentcgroup.daemon.host.scheduler import SchedulerKeeper
+from agentcgroup.daemon.model import SchedulerState, SchedulerStatus
 from tests.running import wait_until
 
 pytestmark = pytest.mark.kernel
@@ -168,7 +169,7 @@ def test_holds_outlive_the_scheduler_that_was_loaded_first(ground: Path) -> None
     pidfd = os.pidfd_open(child.pid)
     with CpuScheduler(shared=shared) as first:
         first.attach_scheduler(SchedulerMode.FULL)
-        first.hold(pidfd, time.monotonic_ns() + 10_000_000)
+        first.hold(pidfd, time.monotonic_ns() + 3_600_000_000_000)
         wait_until(lambda: first.held(pidfd).total_ns > 0, deadline_s=30)
         held_ns = first.held(pidfd).total_ns
         first.hold(pidfd, time.monotonic_ns() + 3_600_000_000_000)

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * CPU time used: put on the books of a group and of all above it, and taken from their cpu.max.
+ *
+ * A group that has spent its quota is throttled: out of its parent's heap until the timer gives it the next one. What it
+ * overran until the tick that ended it is carried into the next period, so that the average holds.
+ */
+#ifndef AGENTCGROUP_SCHEDULER_CHARGE_BPF_H
+#define AGENTCGROUP_SCHEDULER_CHARGE_BPF_H
+
+#include "scheduler_state.bpf.h"
+
+enum {
+	NS_PER_US = 1000,
+};
+
+/* A group that overran cpu.max is throttled for it at most this long. */
+#define THROTTLE_MAX_NS (2 * 1000 * 1000 * 1000LL)
+
+static bool is_throttled(u32 number)
+{
+	while (number && number != root_group && can_loop) {
+		if (at(number)->flags & GROUP_THROTTLED)
+			return true;
+		number = at(number)->parent;
+	}
+	return false;
+}
+
+static bool group_throttled(u32 group)
+{
+	bool throttled;
+
+	if (!throttled_groups)
+		return false;
+	bpf_spin_lock(&tree_lock);
+	throttled = is_throttled(group);
+	bpf_spin_unlock(&tree_lock);
+	return throttled;
+}
+
+static void refill(struct group *group, u64 now)
+{
+	u64 periods;
+	s64 most = group->quota_ns + group->burst_ns;
+
+	if (now < group->period_end_ns)
+		return;
+	periods = (now - group->period_end_ns) / (group->period_ns ? group->period_ns : 1) + 1;
+	group->period_end_ns += periods * group->period_ns;
+	if (periods > 1000)
+		periods = 1000;
+	group->budget_ns += (s64)(periods * group->quota_ns);
+	if (group->budget_ns > most)
+		group->budget_ns = most;
+}
+
+/* Take `ns` of CPU time from cpu.max; with nothing left the group is out from now on. */
+static void spend(struct group *group, u64 ns, u64 now)
+{
+	s64 least;
+
+	if (!group->quota_ns)
+		return;
+	refill(group, now);
+	group->budget_ns -= ns;
+	least = -(s64)(THROTTLE_MAX_NS / (group->period_ns ? group->period_ns : 1) * group->quota_ns);
+	if (group->budget_ns < least)
+		group->budget_ns = least;
+	if (group->budget_ns > 0 || group->flags & GROUP_THROTTLED)
+		return;
+	group->flags |= GROUP_THROTTLED;
+	throttled_groups++;
+}
+
+/* Put `ns` of CPU time on the books of `number` and all above it. */
+static void charge(u32 number, u64 ns, u64 now)
+{
+	struct group *own = at(number);
+
+	own->own_key += ns / (own->queued + 1);
+	while (number && number != root_group && can_loop) {
+		struct group *group = at(number);
+
+		struct group *parent = at(group->parent);
+
+		charge_key(group, ns);
+		/* Nobody else wanted it, so nobody has to be made good for it later. */
+		if (parent->runnable == group->runnable && group->key + group->debt > parent->clock)
+			parent->clock = group->key + group->debt;
+		spend(group, ns, now);
+		number = group->parent;
+	}
+}
+
+/* Charge what `p` has run since last time. */
+static void charge_task(struct task_struct *p, struct scheduler_task *state)
+{
+	u64 now = scx_bpf_now(), total = fields(p)->se.sum_exec_runtime, ran = total - state->charged_ns;
+	u32 weight = fields(p)->scx.weight, before;
+	bool throttled;
+
+	if ((s64)ran <= 0)
+		return;
+	state->charged_ns = total;
+	if (weight > WEIGHT_TASK_MAX)
+		weight = WEIGHT_TASK_MAX;
+	if (weight < WEIGHT_TASK_MIN)
+		weight = WEIGHT_TASK_MIN;
+	state->vtime_ns += ran * WEIGHT_DEFAULT / weight;
+	bpf_spin_lock(&tree_lock);
+	before = throttled_groups;
+	charge(state->group, ran, now);
+	throttled = throttled_groups != before;
+	bpf_spin_unlock(&tree_lock);
+	if (throttled) {
+		count(THROTTLES);
+		need_timer(HOLD_CHECK_NS);
+	}
+}
+
+static void set_cap(struct group *group, u64 period_us, u64 quota_us, u64 burst_us, u64 now)
+{
+	/* "max" is all ones, in whatever unit. */
+	if (!period_us || !quota_us || quota_us >> 44) {
+		group->quota_ns = 0;
+		return;
+	}
+	group->period_ns = period_us * NS_PER_US;
+	group->quota_ns = quota_us * NS_PER_US;
+	group->burst_ns = burst_us * NS_PER_US;
+	group->budget_ns = group->quota_ns;
+	group->period_end_ns = now + group->period_ns;
+}
+
+/* Give every throttled group whose next period has come its quota, and let it compete again. When to look next. */
+static u64 end_throttles(u64 now)
+{
+	u64 next = SWEEP_NS, wait;
+	u32 number, left = throttled_groups;
+	bool ended;
+
+	for (number = zero + 1; left && number <= groups_high && number < GROUPS && can_loop; number++) {
+		struct group *group = at(number);
+
+		if (!(group->flags & GROUP_THROTTLED))
+			continue;
+		left--;
+		ended = false;
+		bpf_spin_lock(&tree_lock);
+		if (group->flags & GROUP_THROTTLED) {
+			if (group->quota_ns)
+				refill(group, now);
+			if (!group->quota_ns || group->budget_ns > 0) {
+				group->flags &= ~GROUP_THROTTLED;
+				throttled_groups--;
+				ended = true;
+				if (group->queued || group->heap)
+					activate(number);
+			}
+		}
+		wait = group->period_end_ns - now;
+		bpf_spin_unlock(&tree_lock);
+		if (ended)
+			count(UNTHROTTLES);
+		else if (wait < next)
+			next = wait;
+	}
+	return next;
+}
+
+#endif
