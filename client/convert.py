@@ -332,7 +332,12 @@ def host(message: operator_pb2.GetHostResponse) -> values.Host:
         daemon_usage=usage(message.daemon_usage),
         daemon_rss_bytes=message.daemon_rss_bytes,
         drain=_drain(message.drain) if message.HasField("drain") else None,
+        scheduler=_scheduler(message.scheduler),
     )
+
+
+def _scheduler(message: operator_pb2.Scheduler) -> values.Scheduler:
+    return values.Scheduler(message.state, message.mode, message.reason, message.ejections)
 
 
 def _drain(message: operator_pb2.Drain) -> values.Drain:

@@ -304,6 +304,16 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Scheduler:
+    """The daemon's CPU scheduler. `state`: off, attached, waiting or refused; `reason`: why it is not attached."""
+
+    state: str = ""
+    mode: str = ""
+    reason: str = ""
+    ejections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """Capacity, use and capabilities of the host, and what the daemon itself costs."""
 
@@ -323,6 +333,7 @@ class Host:
     daemon_usage: Usage = Usage()
     daemon_rss_bytes: int = 0
     drain: Drain | None = None
+    scheduler: Scheduler = Scheduler()
 
 
 @dataclass(frozen=True, slots=True)

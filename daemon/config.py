@@ -73,7 +73,7 @@ class BpfConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    # Our CPU scheduler: "off", "partial" (tasks of policy SCHED_EXT only) or "full" (every ordinary task of the host).
+    # Our CPU scheduler: "off", "partial" (tool calls only) or "full" (every ordinary task of the host).
     mode: str = "off"
     # In mode "full": how long a command at a session's transparent door is held at most until it is placed; 0: not.
     door_hold: DurationMs = 50

@@ -21,6 +21,7 @@ from agentcgroup.proto.words import (
     Priority as Priority,
     Reason as Reason,
     Rung as Rung,
+    SchedulerState as SchedulerState,
     SessionState as SessionState,
     TransparentScope as TransparentScope,
     Verdict as Verdict,
@@ -553,6 +554,19 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class SchedulerStatus:
+    """`mode`: off, partial or full, as configured. `reason`: why it is not attached, for the operator; "" while it is.
+
+    `ejections`: how often the kernel threw it off since the daemon began.
+    """
+
+    state: SchedulerState = SchedulerState.OFF
+    mode: str = "off"
+    reason: str = ""
+    ejections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class HostStatus:
     version: str
     kernel: str
@@ -572,3 +586,4 @@ class HostStatus:
     # Kernel events that did not reach the daemon, by cause; empty where there are none to lose.
     kernel_events_lost: tuple[tuple[str, int], ...] = ()
     drain: Drain | None = None
+    scheduler: SchedulerStatus = SchedulerStatus()

@@ -21,6 +21,7 @@ from agentcgroup.daemon.model import (
     Knock,
     OomCounters,
     ProcessRef,
+    SchedulerStatus,
     Session,
     SessionMemory,
     Tier,
@@ -223,6 +224,7 @@ class Host(Protocol):
     def memory_growth(self) -> tuple[dict[str, Growth], dict[str, Growth]]:
         """How each session and each call grows, by name and by id, read at once; empty where the kernel does not tell."""
 
+    def scheduler(self) -> SchedulerStatus: ...
     def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
         """What the kernel had to tell and could not, by cause, since the start; empty where it tells nothing."""
 

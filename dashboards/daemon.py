@@ -56,7 +56,7 @@ DAEMON_ROW: Final = Row(
         ),
         Panel(
             "Errors",
-            "Requests that could not be carried out, and faults of the daemon itself, which should stay at 0.",
+            "Requests that failed; faults of the daemon and ejections of its scheduler, which should stay at 0.",
             Kind.TIMESERIES,
             "cps",
             (
@@ -67,6 +67,10 @@ DAEMON_ROW: Final = Row(
                 Query(
                     f"sum(rate(agentcgroup_internal_errors_total{{{HOST}}}[$__rate_interval]))",
                     "fault of the daemon",
+                ),
+                Query(
+                    f"sum(rate(agentcgroup_scheduler_ejections_total{{{HOST}}}[$__rate_interval]))",
+                    "ejection of the CPU scheduler",
                 ),
             ),
         ),
@@ -148,6 +152,20 @@ ENFORCEMENT_ROW: Final = Row(
             Kind.STAT,
             "short",
             (Query(f"max by (instance, tier) (agentcgroup_tier{{{HOST}}}) == 1", "{{instance}}: {{tier}}"),),
+            6,
+            text="name",
+        ),
+        Panel(
+            "CPU scheduler",
+            "State of the daemon's own; while it is not attached the kernel's enforces the same weights and caps.",
+            Kind.STAT,
+            "short",
+            (
+                Query(
+                    f"max by (instance, state) (agentcgroup_scheduler_state{{{HOST}}}) == 1",
+                    "{{instance}}: {{state}}",
+                ),
+            ),
             6,
             text="name",
         ),

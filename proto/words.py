@@ -64,6 +64,15 @@ class SessionState(StrEnum):
     CLOSING = "closing"
 
 
+class SchedulerState(StrEnum):
+    """Whether our CPU scheduler runs; without it the kernel's own enforces the same weights and caps."""
+
+    OFF = "off"
+    ATTACHED = "attached"
+    WAITING = "waiting"  # it ended, or could not be attached; tried again later
+    REFUSED = "refused"  # another one is loaded, or the kernel does not take ours: not tried again
+
+
 class CallState(StrEnum):
     """Where a call is in its life."""
 

@@ -24,6 +24,7 @@ from agentcgroup.daemon.model import (
     HistoryEntry,
     OomCounters,
     ProcessRef,
+    SchedulerStatus,
     Session,
     Story,
     Tier,
@@ -165,6 +166,7 @@ class FakeHost:
         Capability("bpf", False, Tier.BPF, "no BTF", cost="events come later", remedy="a kernel with BTF"),
     )
     cpu_capacity_milli = 2000
+    scheduler_status = SchedulerStatus()
 
     def __init__(self, memory_capacity_bytes: int = 8 << 30) -> None:
         self.memory_capacity_bytes = memory_capacity_bytes
@@ -197,6 +199,9 @@ class FakeHost:
 
     def memory_growth(self) -> tuple[dict[str, Growth], dict[str, Growth]]:
         return {}, {}
+
+    def scheduler(self) -> SchedulerStatus:
+        return self.scheduler_status
 
     def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
         return (("exit", 0),)

@@ -57,6 +57,7 @@ def _tell(host: Host) -> None:
             ("cgroups", host.cgroup_root),
             ("memory", reserved),
             ("CPU", cpu(host.cpu_capacity_milli)),
+            ("CPU scheduler", _scheduler(host)),
             ("draining", _draining(host)),
             ("now", f"{host.sessions} sessions, {host.calls_live} calls"),
             ("daemon's peak", size(usage.memory_peak_bytes) if usage.memory_peak_bytes is not None else ""),
@@ -71,6 +72,17 @@ def _tell(host: Host) -> None:
         for word, text in (("costs", each.cost), ("remedy", each.remedy)):
             if text:
                 print(f"     {' ' * width}          {word}: {shown(text)}")
+
+
+def _scheduler(host: Host) -> str:
+    """Without a word from an older daemon, nothing."""
+    ours = host.scheduler
+    if ours.state in ("", "off"):
+        return "the kernel's own" if ours.state else ""
+    said = f"ours, {ours.mode}" if ours.state == "attached" else f"the kernel's own; ours is {ours.state}"
+    often = "once" if ours.ejections == 1 else f"{ours.ejections} times"
+    thrown = f"; thrown off {often}" if ours.ejections else ""
+    return said + thrown + (f": {shown(ours.reason)}" if ours.reason else "")
 
 
 def _draining(host: Host) -> str:

@@ -185,6 +185,12 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
             daemon_usage=translate.write_usage(host.daemon_usage),
             daemon_rss_bytes=host.daemon_rss_bytes,
             drain=_drain(host.drain),
+            scheduler=pb.Scheduler(
+                state=host.scheduler.state,
+                mode=host.scheduler.mode,
+                reason=host.scheduler.reason,
+                ejections=host.scheduler.ejections,
+            ),
         )
 
     async def DrainHost(self, request: pb.DrainHostRequest, context: _Context) -> pb.DrainHostResponse:

@@ -70,6 +70,7 @@ class Controller(Draining):
             daemon_rss_bytes=rss_bytes,
             kernel_events_lost=self._host.kernel_events_lost(),
             drain=self._drain,
+            scheduler=self._host.scheduler(),
         )
 
 

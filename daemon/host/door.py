@@ -19,8 +19,8 @@ from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup
 from agentcgroup.daemon.host.kernel_events import KernelEvents
-from agentcgroup.daemon.host.scheduler import SchedulerKeeper, SchedulerState
-from agentcgroup.daemon.model import Capability, Knock, Tier, TransparentScope
+from agentcgroup.daemon.host.scheduler import SchedulerKeeper
+from agentcgroup.daemon.model import Capability, Knock, SchedulerState, Tier, TransparentScope
 from agentcgroup.daemon.ports import Process
 
 __all__ = ["LinuxDoor", "NoDoor", "door_for"]
@@ -189,7 +189,7 @@ class LinuxDoor:
     @property
     def _holds_ns(self) -> int:
         status = self._keeper.status
-        is_full = status.state is SchedulerState.ATTACHED and status.mode is SchedulerMode.FULL
+        is_full = status.state is SchedulerState.ATTACHED and status.mode == SchedulerMode.FULL
         return self._hold_ns if is_full else 0
 
     def _tell(self, account_id: int, scope: TransparentScope) -> None:

@@ -16,6 +16,7 @@ from agentcgroup.daemon.model import (
     HostMemory,
     OomCounters,
     ProcessRef,
+    SchedulerStatus,
     Session,
     SessionMemory,
     Tier,
@@ -114,6 +115,9 @@ class DryRunHost:
 
     def memory_growth(self) -> tuple[dict[str, Growth], dict[str, Growth]]:
         return {}, {}
+
+    def scheduler(self) -> SchedulerStatus:
+        return self._real.scheduler()
 
     def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
         return ()

@@ -43,6 +43,7 @@ from agentcgroup.daemon.model import (
     Growth,
     OomCounters,
     ProcessRef,
+    SchedulerStatus,
     Session,
     Tier,
     ToolCall,
@@ -290,9 +291,13 @@ class LinuxHost:
     def place(self, call_id: str, pid: int) -> None:
         with _kernel(f"moving process {pid} into call {call_id}"):
             self._calls[call_id].place(pid)
+        self._keeper.take(pid)
         processes.prefer_as_victim(pid, self._oom_score_adj)
 
     def agent_leaf(self, session: str) -> Leaf | None:
+        # Where each process has to be taken over by us, nobody enters a call past us.
+        if self._keeper.takes_processes:
+            return None
         # A prepared call's process may have ended before it is watched; its status must be known all the same.
         if self._exits.source not in (ExitSource.KERNEL_EVENTS, ExitSource.PIDFD_INFO):
             return None
@@ -419,6 +424,9 @@ class LinuxHost:
         sessions = {name: found.get(group.cgroup.id) for name, group in self._sessions.items()}
         calls = {call_id: found.get(group.cgroup.id) for call_id, group in self._calls.items()}
         return _known(sessions), _known(calls)
+
+    def scheduler(self) -> SchedulerStatus:
+        return self._keeper.status
 
     def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
         return () if self._kernel_events is None else self._kernel_events.lost()

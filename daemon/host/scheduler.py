@@ -9,8 +9,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final, Protocol
 
 from agentcgroup.bpf.libbpf import BpfError
@@ -23,37 +21,22 @@ from agentcgroup.bpf.scheduler import (
 )
 from agentcgroup.bpf.shared_maps import SharedMaps
 from agentcgroup.daemon.config import Config
-from agentcgroup.daemon.model import CpuClass
+from agentcgroup.daemon.model import CpuClass, SchedulerState, SchedulerStatus
 
-__all__ = ["Scheduler", "SchedulerKeeper", "SchedulerState", "SchedulerStatus", "keeper_for"]
+__all__ = ["Scheduler", "SchedulerKeeper", "keeper_for"]
 
 log = logging.getLogger("agentcgroup.scheduler")
 
-# An ejection is noticed within a second: the limit that users are told.
-_LOOK_EVERY_S: Final = 0.5
+# The kernel tells the end of a scheduler at once; this is for one that could not tell it.
+_LOOK_EVERY_S: Final = 30.0
 _BACK_OFF_FIRST_S: Final = 1.0
 _BACK_OFF_LAST_S: Final = 300.0
 # Having run so long, it may fail anew without being thought of as failing always.
 _STABLE_S: Final = 600.0
-
-
-class SchedulerState(StrEnum):
-    OFF = "off"
-    ATTACHED = "attached"
-    # It ended, or could not be attached; tried again later.
-    WAITING = "waiting"
-    # Another scheduler is loaded, or the kernel does not take ours: not tried again.
-    REFUSED = "refused"
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStatus:
-    """`reason`: why it is not attached, in words for the operator; "" while it is. `ejections` since the daemon began."""
-
-    state: SchedulerState
-    mode: SchedulerMode | None
-    reason: str
-    ejections: int
+# include/uapi/linux/sched.h
+_SCHED_EXT: Final = 7
+# A process may start threads while they are listed; who does so longer than this keeps some of them back.
+_LISTINGS_MAX: Final = 5
 
 
 class Scheduler(Protocol):
@@ -63,6 +46,9 @@ class Scheduler(Protocol):
     def set_class(self, cgroup_id: int, latency: LatencyClass) -> None: ...
     def hold(self, pidfd: int, until_ns: int) -> None: ...
     def end(self) -> SchedulerEnd | None: ...
+    def fileno(self) -> int:
+        """Becomes readable when it ends."""
+
     def close(self) -> None: ...
 
 
@@ -88,7 +74,8 @@ class SchedulerKeeper:
         self._listeners = [on_change]
         self._scheduler: Scheduler | None = None
         self._status = SchedulerStatus(
-            SchedulerState.OFF, mode, "off in the configuration" if mode is None else "", 0
+            mode=mode.value if mode is not None else "off",
+            reason="off in the configuration" if mode is None else "",
         )
         # Kept here too: the map goes with the scheduler, the classes must outlive an ejection.
         self._classes: dict[int, LatencyClass] = {}
@@ -152,6 +139,29 @@ class SchedulerKeeper:
         """The cgroup is gone."""
         self._classes.pop(cgroup_id, None)
 
+    @property
+    def takes_processes(self) -> bool:
+        """Whether `take` has to be called for every process that enters a call."""
+        return self._mode is SchedulerMode.PARTIAL
+
+    def take(self, pid: int) -> None:
+        """In mode partial: schedule this process, all its threads, and what they will fork.
+
+        Processes of a real-time or deadline policy keep it. While the scheduler is not attached the kernel treats the
+        policy like the ordinary one (sched(7)).
+        """
+        if not self.takes_processes:
+            return
+        taken: set[str] = set()
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for _ in range(_LISTINGS_MAX):
+                threads = set(os.listdir(f"/proc/{pid}/task")) - taken
+                if not threads:
+                    return
+                taken |= threads
+                for thread in threads:
+                    _take_thread(int(thread))
+
     def _tell_class(self, cgroup_id: int, latency: LatencyClass) -> None:
         if self._scheduler is None:
             return
@@ -162,7 +172,7 @@ class SchedulerKeeper:
 
     def _say(self, state: SchedulerState, reason: str, ejections: int | None = None) -> None:
         count = self._status.ejections if ejections is None else ejections
-        self._status = SchedulerStatus(state, self._mode, reason, count)
+        self._status = SchedulerStatus(state, self._status.mode, reason, count)
         for listener in self._listeners:
             listener(self._status)
 
@@ -201,7 +211,7 @@ class SchedulerKeeper:
                 self._attach(mode)
                 attached_at_s = loop.time()
                 continue
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await _readable(self._scheduler.fileno(), _LOOK_EVERY_S)
             end = self._scheduler.end()
             if end is None:
                 continue
@@ -214,3 +224,27 @@ class SchedulerKeeper:
                 self._back_off_s,
             )
             self._say(SchedulerState.WAITING, str(end), self._status.ejections + 1)
+
+
+def _take_thread(thread: int) -> None:
+    try:
+        policy = os.sched_getscheduler(thread)
+        if policy in (os.SCHED_OTHER, os.SCHED_BATCH, os.SCHED_IDLE):
+            os.sched_setscheduler(thread, _SCHED_EXT, os.sched_param(0))
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        log.warning("thread %d stays with the kernel's own scheduler: %s", thread, error)
+
+
+async def _readable(descriptor: int, at_most_s: float) -> None:
+    """Until there is something to read, or the time is over."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, told.set)
+    try:
+        async with asyncio.timeout(at_most_s):
+            await told.wait()
+    except TimeoutError:
+        pass
+    finally:
+        loop.remove_reader(descriptor)

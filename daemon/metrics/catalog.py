@@ -22,6 +22,7 @@ from agentcgroup.daemon.model import (
     Priority,
     QueueOutcome,
     Reason,
+    SchedulerState,
     SessionState,
     Tier,
     Verdict,
@@ -56,6 +57,7 @@ DOOR: Final = Label("door", tuple(Door))
 QUEUE_OUTCOME: Final = Label("outcome", tuple(QueueOutcome))
 ERROR_KIND: Final = Label("kind", tuple(Kind))
 EVENT_KIND: Final = Label("kind", (*EVENT_LOSSES, WATCH))
+SCHEDULER_STATE: Final = Label("state", tuple(SchedulerState))
 DROP_CAUSE: Final = Label("cause", tuple(DropCause))
 
 _NO_FIGURE: Final = "this kernel does not count it"
@@ -348,6 +350,19 @@ INTERNAL_ERRORS: Final = counter(
 )
 FEEDBACK_DROPPED: Final = counter(
     Group.DAEMON, "feedback_dropped", "", "Messages that subscribers were too slow for."
+)
+SCHEDULER: Final = gauge(
+    Group.DAEMON,
+    "scheduler_state",
+    "",
+    "1 for the state of our CPU scheduler, else 0. Not attached, the kernel's own enforces the same weights and caps.",
+    (SCHEDULER_STATE,),
+)
+SCHEDULER_EJECTIONS: Final = counter(
+    Group.DAEMON,
+    "scheduler_ejections",
+    "",
+    "How often the kernel threw our CPU scheduler off; the log has the reasons.",
 )
 KERNEL_EVENTS_LOST: Final = counter(
     Group.DAEMON,

@@ -28,6 +28,7 @@ from agentcgroup.daemon.model import (
     KillReason,
     Priority,
     Reason,
+    SchedulerState,
     Session,
     Tier,
     ToolCall,
@@ -338,6 +339,9 @@ def _daemon(snapshot: Snapshot, process: psutil.Process) -> Iterator[Metric]:
     yield _family(catalog.REQUEST_ERRORS, [((kind,), errors.get(kind, 0)) for kind in kinds])
     yield _one(catalog.INTERNAL_ERRORS, counters.internal_errors)
     yield _one(catalog.FEEDBACK_DROPPED, snapshot.feedback_dropped)
+    ours = snapshot.host.scheduler
+    yield _family(catalog.SCHEDULER, [((state,), int(state is ours.state)) for state in SchedulerState])
+    yield _one(catalog.SCHEDULER_EJECTIONS, ours.ejections)
     lost = (*snapshot.host.kernel_events_lost, (catalog.WATCH, counters.kernel_events_lost))
     yield _family(catalog.KERNEL_EVENTS_LOST, [((kind,), count) for kind, count in lost])
 

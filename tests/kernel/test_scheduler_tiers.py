@@ -4,7 +4,8 @@ import pytest
 
 from agentcgroup.bpf import features
 from agentcgroup.bpf.scheduler import SchedulerMode
-from agentcgroup.daemon.host.scheduler import SchedulerKeeper, SchedulerState
+from agentcgroup.daemon.host.scheduler import SchedulerKeeper
+from agentcgroup.daemon.model import SchedulerState
 
 pytestmark = pytest.mark.kernel
 

@@ -2,13 +2,16 @@
 
 import asyncio
 import errno
+import os
+import subprocess
 
 import pytest
 
 from agentcgroup.bpf.libbpf import BpfError
 from agentcgroup.bpf.scheduler import ForeignScheduler, LatencyClass, SchedulerEnd, SchedulerMode
 from agentcgroup.daemon.host import scheduler as module
-from agentcgroup.daemon.host.scheduler import SchedulerKeeper, SchedulerState, SchedulerStatus
+from agentcgroup.daemon.host.scheduler import SchedulerKeeper
+from agentcgroup.daemon.model import SchedulerState, SchedulerStatus
 
 
 class Kernel:
@@ -32,9 +35,17 @@ class Loaded:
         self.ended: SchedulerEnd | None = None
         self.is_closed = False
         self.holds: list[int] = []
+        self._bell = os.eventfd(0)
 
     def hold(self, pidfd: int, until_ns: int) -> None:
         self.holds.append(until_ns)
+
+    def throw_off(self, end: SchedulerEnd) -> None:
+        self.ended = end
+        os.eventfd_write(self._bell, 1)
+
+    def fileno(self) -> int:
+        return self._bell
 
     def attach_scheduler(self, mode: SchedulerMode) -> None:
         self.mode = mode
@@ -47,11 +58,11 @@ class Loaded:
 
     def close(self) -> None:
         self.is_closed = True
+        os.close(self._bell)
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LOOK_EVERY_S", 0.001)
     monkeypatch.setattr(module, "_BACK_OFF_FIRST_S", 0.001)
 
 
@@ -80,7 +91,7 @@ async def test_an_ejected_scheduler_is_counted_and_attached_anew_with_its_classe
     keeper.set_class(7, LatencyClass.INTERACTIVE)
     keeper.set_class(8, LatencyClass.BATCH)
     keeper.forget(8)
-    kernel.loaded[0].ended = SchedulerEnd(1024, 0, "runtime error", "a stall")
+    kernel.loaded[0].throw_off(SchedulerEnd(1024, 0, "runtime error", "a stall"))
     assert (await becomes(heard, SchedulerState.WAITING)).reason == "runtime error (kind 1024): a stall"
     await becomes(heard, SchedulerState.ATTACHED)
     await keeper.stop()
@@ -110,3 +121,16 @@ async def test_a_failed_attachment_is_tried_again() -> None:
     await becomes(heard, SchedulerState.ATTACHED)
     await keeper.stop()
     assert keeper.status.state is SchedulerState.OFF and kernel.loaded[0].is_closed
+
+
+def test_only_partial_mode_changes_the_policy_of_processes() -> None:
+    for mode in (None, SchedulerMode.FULL):
+        keeper = SchedulerKeeper(mode, Kernel().load)
+        keeper.take(os.getpid())
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_a_process_that_is_gone_is_not_taken() -> None:
+    child = subprocess.Popen(("true",))
+    child.wait()
+    SchedulerKeeper(SchedulerMode.PARTIAL, Kernel().load).take(child.pid)
