@@ -16,11 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from bench import kernel_cpu
+from bench import kernel_cpu, kernel_memory
 from bench.kernel_part import Part
 
 # One line for a new part.
-PARTS: Final[tuple[Part, ...]] = (kernel_cpu.PART,)
+PARTS: Final[tuple[Part, ...]] = (kernel_cpu.PART, kernel_memory.PART)
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 OUT: Final = REPOSITORY / "build" / "bench"

@@ -20,7 +20,7 @@ class Target:
 
     name: str
     wanted: str
-    got: float
+    got: float | None  # None: nothing came of it
     met: bool
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "program_load",
     "ring_buffer",
     "sched_ext",
+    "task_work",
     "tracing",
     "type_information",
 ]
@@ -181,6 +182,16 @@ def tracing() -> BpfFact:
 def fentry() -> BpfFact:
     """Whether a program on the entry of a kernel function loads: what sees memory being charged."""
     return _try_tracing("fentry/page_counter_try_charge", "page_counter_try_charge", _ATTACH_TRACE_FENTRY)
+
+
+def task_work() -> BpfFact:
+    """Whether a program can be called back in a task on its way back to user mode (kernel 6.18)."""
+    name = "bpf_task_work_schedule_resume_impl"
+    try:
+        loader.attach_target_id(name, _ATTACH_TRACE_FENTRY)
+    except OSError as error:
+        return BpfFact(False, f"{name}: {error.strerror or error}")
+    return BpfFact(True, f"the kernel has {name}")
 
 
 def attachable(section: str) -> BpfFact:

@@ -24,12 +24,22 @@
 
 #define NULL ((void *)0)
 
+/* libbpf's headers have it since 1.2. */
+#ifndef bpf_ksym_exists
+#define bpf_ksym_exists(symbol) (!!(symbol))
+#endif
+
 typedef __u8 u8;
 typedef __u16 u16;
 typedef __u32 u32;
 typedef __u64 u64;
 typedef __s32 s32;
 typedef __s64 s64;
+
+/* From uapi/linux/bpf.h of 6.18, where kernels before it do not look for it. */
+struct bpf_task_work {
+	u64 opaque;
+} __attribute__((aligned(8)));
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -94,6 +104,8 @@ struct mm_struct {
 	struct percpu_counter rss_stat[4];
 };
 
+struct sched_class;
+
 struct task_struct {
 	int pid;
 	int tgid;
@@ -106,6 +118,7 @@ struct task_struct {
 	struct signal_struct *signal;
 	struct mm_struct *mm;
 	unsigned int memcg_nr_pages_over_high;
+	const struct sched_class *sched_class;
 };
 
 struct linux_binprm {
@@ -126,6 +139,11 @@ struct page_counter {
 struct mem_cgroup {
 	struct cgroup_subsys_state css;
 	struct page_counter memory;
+};
+
+/* Complete, or libbpf takes the callbacks that are given one for something else. */
+struct bpf_map {
+	u32 id;
 };
 
 struct oom_control {

@@ -43,6 +43,7 @@ __all__ = [
     "program_fd",
     "program_name",
     "reuse_map",
+    "run_program",
     "ring_epoll_fd",
     "section_name",
     "set_autoload",
@@ -143,6 +144,7 @@ def library() -> ctypes.CDLL:
         ("bpf_program__set_log_level", number, (pointer, ctypes.c_uint32)),
         ("bpf_program__attach", pointer, (pointer,)),
         ("bpf_program__fd", number, (pointer,)),
+        ("bpf_prog_test_run_opts", number, (number, pointer)),
         ("bpf_link__destroy", number, (pointer,)),
         ("bpf_object__next_map", pointer, (pointer, pointer)),
         ("bpf_map__name", text, (pointer,)),
@@ -268,6 +270,29 @@ def attach(program: Handle, what: str) -> Handle:
 
 def program_fd(program: Handle) -> int:
     return _checked("asking for a program's descriptor", library().bpf_program__fd, program)
+
+
+class _RunOptions(ctypes.Structure):
+    """struct bpf_test_run_opts."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        *((name, ctypes.c_void_p) for name in ("data_in", "data_out")),
+        *((name, ctypes.c_uint32) for name in ("data_size_in", "data_size_out")),
+        *((name, ctypes.c_void_p) for name in ("ctx_in", "ctx_out")),
+        *((name, ctypes.c_uint32) for name in ("ctx_size_in", "ctx_size_out")),
+        *(
+            (name, ctypes.c_uint32)
+            for name in ("retval", "repeat", "duration", "flags", "cpu", "batch_size")
+        ),
+    ]
+
+
+def run_program(fd: int) -> int:
+    """Runs a program of section "syscall" once, without a context; what it returned (kernel 5.14)."""
+    options = _RunOptions(ctypes.sizeof(_RunOptions))
+    _checked("running a program", library().bpf_prog_test_run_opts, fd, ctypes.byref(options))
+    return int(options.retval)
 
 
 def destroy_link(link: Handle) -> None:

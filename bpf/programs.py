@@ -21,6 +21,8 @@ from agentcgroup.bpf.shared_maps import SharedMaps
 __all__ = ["Absent", "ProgramStatistics", "Programs", "object_path"]
 
 _RODATA: Final = ".rodata"
+# Attached to nothing; see `run`.
+_ON_DEMAND: Final = "syscall"
 # Verifier log: level 4 is the statistics alone, which are one line.
 _LOG_STATISTICS: Final = 4
 _LOG_BYTES: Final = 64 << 10
@@ -109,7 +111,7 @@ class Programs:
     def attach(self) -> None:
         """Attaches every loaded program. What is optional and cannot be attached is added to `absent`."""
         for name, section, program in self._programs():
-            if not libbpf.autoload(program) or name in self._links:
+            if not libbpf.autoload(program) or name in self._links or section == _ON_DEMAND:
                 continue
             try:
                 self._links[name] = libbpf.attach(program, f"{name} to {section}")
@@ -157,6 +159,11 @@ class Programs:
         ring = RingBuffer(libbpf.map_fd(libbpf.find_map(self._open(), name)), receive)
         self._rings.append(ring)
         return ring
+
+    def run(self, name: str) -> int:
+        """Runs the loaded program `name`, of section "syscall", once; what it returned. Raises BpfError."""
+        program = next(program for other, _, program in self._programs() if other == name)
+        return libbpf.run_program(libbpf.program_fd(program))
 
     def recursion_misses(self) -> int:
         """How often a program did not run because it was running on that CPU already: events that nobody saw."""

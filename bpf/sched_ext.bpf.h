@@ -27,6 +27,7 @@ struct cpumask;
 struct task_struct___scheduler {
 	int pid;
 	unsigned int flags;
+	unsigned short migration_disabled;
 	int nr_cpus_allowed;
 	const struct cpumask *cpus_ptr;
 	struct sched_entity___scheduler se;
@@ -133,11 +134,8 @@ enum {
 #define OPS_KEEP_BUILTIN_IDLE 1ULL
 #define OPS_ENQ_LAST 2ULL
 #define OPS_SWITCH_PARTIAL 8ULL
-
-/* libbpf's headers have it since 1.2. */
-#ifndef bpf_ksym_exists
-#define bpf_ksym_exists(symbol) (!!(symbol))
-#endif
+/* Since 6.14. */
+#define OPS_ENQ_MIGRATION_DISABLED 16ULL
 
 struct bpf_iter_scx_dsq {
 	u64 opaque[6];
@@ -172,6 +170,14 @@ static __always_inline void set_slice(struct task_struct *p, u64 slice)
 		scx_bpf_task_set_slice(p, slice);
 	else
 		((struct task_struct___scheduler *)p)->scx.slice = slice;
+}
+
+/* Not because of the program that asks, which counts once on the task that it interrupts. */
+static __always_inline bool is_migration_disabled(struct task_struct *p)
+{
+	unsigned short times = ((struct task_struct___scheduler *)p)->migration_disabled;
+
+	return times == 1 ? p != bpf_get_current_task_btf() : times;
 }
 
 /* Whether the interrupt that we are in came upon user code; false where that cannot be told. */

@@ -120,8 +120,16 @@ void BPF_PROG(agentcg_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 	state->queued_at_ns = now;
-	if (is_held(p, state) && park(p, enq_flags))
+	if (is_held(p, state) && park(p, enq_flags)) {
+		/* So that `running` ends the hold, whoever found the task. */
+		state->may_park = PARK_TICK;
 		return;
+	}
+	/* As the kernel does for a scheduler that does not ask for them: only this CPU may run it. */
+	if (is_migration_disabled(p)) {
+		scx_bpf_dsq_insert(p, DSQ_LOCAL, slice_of(LATENCY_NORMAL), enq_flags);
+		return;
+	}
 	latency = latency_of(state->group);
 	slice = slice_of(latency);
 	if (is_ending(p) && group_throttled(state->group)) {
@@ -356,6 +364,6 @@ void BPF_PROG(agentcg_exit, struct scx_exit_info *info)
 	}
 
 /* One of the two is attached: every task of the host, or those that ask for SCHED_EXT. */
-#define AGENTCG_FLAGS (OPS_KEEP_BUILTIN_IDLE | OPS_ENQ_LAST)
+#define AGENTCG_FLAGS (OPS_KEEP_BUILTIN_IDLE | OPS_ENQ_LAST | OPS_ENQ_MIGRATION_DISABLED)
 AGENTCG_OPS(agentcg_full, AGENTCG_FLAGS);
 AGENTCG_OPS(agentcg_partial, AGENTCG_FLAGS | OPS_SWITCH_PARTIAL);

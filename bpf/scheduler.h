@@ -78,7 +78,11 @@ struct scheduler_hold {
 	__u64 total_ns;
 	/* The scheduler's: how many holds began. */
 	__u32 holds;
-	__u32 reserved;
+	/* The writer's: not 0 while the task is on its way back to user mode and has no lock; it may be taken off there. */
+	__u32 on_way_back;
+	/* The writer's: when it asked. The scheduler's: how long it then took until the latest hold began. */
+	__u64 asked_at_ns;
+	__u64 waited_ns;
 };
 
 /* What the scheduler knows of one task, in task storage `scheduler_tasks`. */

@@ -83,12 +83,17 @@ class SchedulerHold(ctypes.Structure):
     begun_at_ns: int
     total_ns: int
     holds: int
+    on_way_back: int
+    asked_at_ns: int
+    waited_ns: int
     _fields_ = [
         ("until_ns", _u64),
         ("begun_at_ns", _u64),
         ("total_ns", _u64),
         ("holds", _u32),
-        ("reserved", _u32),
+        ("on_way_back", _u32),
+        ("asked_at_ns", _u64),
+        ("waited_ns", _u64),
     ]
 
 

@@ -36,6 +36,11 @@ static __always_inline bool is_hold_wanted(struct task_struct *p)
 
 static __always_inline bool is_held(struct task_struct *p, const struct scheduler_task *state)
 {
+	struct scheduler_hold *hold = hold_of(p);
+
+	/* Its writer found it on its way back, see `on_way_back`. */
+	if (hold && hold->on_way_back)
+		return is_hold_wanted(p);
 	/* What a look saw may be over by the time its kick arrives. */
 	if (!state->may_park || (state->may_park == PARK_LOOK && !entered_by_interrupt(p)))
 		return false;
@@ -58,6 +63,9 @@ static bool park(struct task_struct *p, u64 enq_flags)
 	if (!hold->begun_at_ns) {
 		hold->begun_at_ns = bpf_ktime_get_ns();
 		hold->holds++;
+		if (hold->asked_at_ns)
+			hold->waited_ns = hold->begun_at_ns - hold->asked_at_ns;
+		hold->asked_at_ns = 0;
 		count(HOLDS);
 	}
 	scx_bpf_dsq_insert(p, HOLD_QUEUE, slice_of(LATENCY_NORMAL), enq_flags);

@@ -152,6 +152,8 @@ class Usage:
     memory_growth_bytes_per_s: int | None = None
     memory_growth_peak_bytes_per_s: int | None = None
     memory_over_soft_us: int | None = None
+    # Time for which its threads were held for the sake of other sessions, added up.
+    memory_held_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

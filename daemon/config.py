@@ -70,6 +70,12 @@ class BpfConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: str = "auto"
     # What waits for the daemon at most; what comes on top is lost and counted.
     ring: SizeBytes = 1 << 20
+    # Slow calls that grow into what a session of higher priority was promised, inside the kernel where the scheduler is
+    # attached in mode full: "auto", "off". Young: off until it is asked for.
+    memory_guard: str = "off"
+    # Longest hold for one batch of memory, and all holds of a call together, added up over its threads.
+    hold_max: DurationMs = 200
+    hold_total: DurationMs = 60_000
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -238,6 +244,10 @@ def _check_values(config: Config, source: str) -> None:
         ),
         (host.unenforced in ("run", "refuse"), "host.unenforced is 'run' or 'refuse'"),
         (config.bpf.enabled in ("auto", "on", "off"), "bpf.enabled is 'auto', 'on' or 'off'"),
+        (config.bpf.memory_guard in ("auto", "off"), "bpf.memory_guard is 'auto' or 'off'"),
+        # The scheduler holds nobody for longer; see holds.bpf.h.
+        (1 <= config.bpf.hold_max <= 500, "bpf.hold_max is 1ms to 500ms"),
+        (config.bpf.hold_total >= config.bpf.hold_max, "bpf.hold_total is at least bpf.hold_max"),
         (
             config.scheduler.mode in ("off", "partial", "full"),
             "scheduler.mode is 'off', 'partial' or 'full'",

@@ -15,9 +15,16 @@ RECENT_CALLS: Final = 2048
 class Ledger:
     """Live sessions and calls, found by name and id, with running sums of their reservations."""
 
-    def __init__(self, catch_up: Callable[[str], bool] = lambda call_id: False) -> None:
-        """`catch_up` is asked about an id that is not known: whether it is now."""
+    def __init__(
+        self,
+        catch_up: Callable[[str], bool] = lambda call_id: False,
+        on_promise: Callable[[Session], None] = lambda session: None,
+    ) -> None:
+        """`catch_up` is asked about an id that is not known: whether it is now. `on_promise` hears of every session whose
+        calls have reserved another sum.
+        """
         self._catch_up: Final = catch_up
+        self._on_promise: Final = on_promise
         self._sessions: dict[str, Session] = {}
         self._calls: dict[str, ToolCall] = {}
         self._recent: OrderedDict[str, ToolCall] = OrderedDict()
@@ -50,6 +57,7 @@ class Ledger:
     def add_session(self, session: Session) -> None:
         self._sessions[session.name] = session
         self.memory_reserved_bytes += session.budget.agent_memory_bytes
+        self._on_promise(session)
 
     def remove_session(self, session: Session) -> None:
         del self._sessions[session.name]
@@ -186,8 +194,11 @@ class Ledger:
             if parent is not None:
                 parent.children_reserved_bytes += memory_bytes
         else:
-            self._sessions[call.session].memory_reserved_bytes += memory_bytes
+            session = self._sessions[call.session]
+            session.memory_reserved_bytes += memory_bytes
             self.memory_reserved_bytes += memory_bytes
+            if memory_bytes:
+                self._on_promise(session)
 
     def new_ticket(self, call: ToolCall) -> str:
         if call.ticket:

@@ -196,6 +196,8 @@ class Usage:
     memory_growth_bytes_per_s: int | None = None
     memory_growth_peak_bytes_per_s: int | None = None
     memory_over_soft_us: int | None = None
+    # Time for which the guard held its threads for the sake of other sessions, added up over threads.
+    memory_held_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,40 @@ class Growth:
     over_soft_us: int
     is_over_soft: bool
     breaches: int
+
+
+class MemoryGuard(StrEnum):
+    """What stands between a call that grows and what sessions of higher priority were promised."""
+
+    # The kernel slows the call itself, at the charge.
+    HOLD = "hold"
+    # The kernel tells the daemon at once; slowing is left to cgroup files.
+    TOLD = "told"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBreach:
+    """A call grows into what a session of higher priority was promised, or makes it wait for memory.
+
+    `hold_us`: how long its thread is held for the present batch; 0: the kernel does not slow it (any more).
+    """
+
+    call_id: str
+    for_session: str
+    rate_bytes_per_s: int
+    missing_bytes: int
+    stall_us: int
+    hold_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuardFigures:
+    """What the guard did since the daemon's start: holds that ended and how long they took, and those released early."""
+
+    holds: int
+    held_us: int
+    released: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -585,5 +621,7 @@ class HostStatus:
     daemon_rss_bytes: int
     # Kernel events that did not reach the daemon, by cause; empty where there are none to lose.
     kernel_events_lost: tuple[tuple[str, int], ...] = ()
+    # None: there is no guard on this host.
+    memory_guard: GuardFigures | None = None
     drain: Drain | None = None
     scheduler: SchedulerStatus = SchedulerStatus()

@@ -16,10 +16,14 @@ from agentcgroup.daemon.model import (
     Event,
     ExitStatus,
     Growth,
+    GuardFigures,
     HistoryEntry,
     HostMemory,
     Knock,
+    MemoryBreach,
+    MemoryGuard,
     OomCounters,
+    Priority,
     ProcessRef,
     SchedulerStatus,
     Session,
@@ -67,6 +71,9 @@ class HostListener(Protocol):
     def memory_throttled(self, call_id: str) -> None:
         """A call that is listened to (`Host.watch_memory`) has reached memory.high or memory.max (again)."""
 
+    def memory_breached(self, breach: MemoryBreach) -> None:
+        """A call grows into what another session was promised, see Guard; told at most twice a minute."""
+
     def knocked(self, knock: Knock) -> None:
         """A process at the session's transparent door, which is held until `release` where the host can."""
 
@@ -78,6 +85,20 @@ class HostListener(Protocol):
 
     def events_lost(self) -> None:
         """The kernel's event queue overflowed; what is watched was read afresh."""
+
+
+class Guard(Protocol):
+    """Keeps, inside the kernel, calls that grow from taking what sessions of higher priority were promised."""
+
+    @property
+    def kind(self) -> MemoryGuard:
+        """What it can do at present: a scheduler that was thrown off holds nobody."""
+
+    def promise(self, session: str, priority: Priority, protection_bytes: int) -> None:
+        """What the open session has been promised in all, from now on. It ends with the session."""
+
+    def figures(self) -> GuardFigures | None:
+        """None where there is no guard."""
 
 
 class TransparentDoor(Protocol):
@@ -130,6 +151,8 @@ class Host(Protocol):
     def not_enforced(self) -> tuple[str, ...]:
         """Fields of Limits that this host enforces not, each with the cause."""
 
+    @property
+    def guard(self) -> Guard: ...
     @property
     def door(self) -> TransparentDoor: ...
     @property

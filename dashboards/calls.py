@@ -138,6 +138,22 @@ CALLS_ROW: Final = Row(
             stacked=True,
         ),
         Panel(
+            "Held for other sessions",
+            "Threads that the kernel held because they grew into what sessions of higher priority were promised.",
+            Kind.TIMESERIES,
+            "cps",
+            (
+                Query(
+                    f"sum by (instance) (rate(agentcgroup_guard_holds_total{{{HOST}}}[$__rate_interval]))",
+                    "{{instance}} holds",
+                ),
+                Query(
+                    f"sum by (instance) (rate(agentcgroup_guard_held_seconds_total{{{HOST}}}[$__rate_interval]))",
+                    "{{instance}} seconds held per second",
+                ),
+            ),
+        ),
+        Panel(
             "Left behind, and missed",
             "Processes that ended calls had left running, which are killed; commands too short for the transparent door.",
             Kind.TIMESERIES,

@@ -21,8 +21,11 @@ from agentcgroup.daemon.model import (
     Event,
     ExitStatus,
     Growth,
+    GuardFigures,
     HistoryEntry,
+    MemoryGuard,
     OomCounters,
+    Priority,
     ProcessRef,
     SchedulerStatus,
     Session,
@@ -155,6 +158,21 @@ class FakeDoor:
         self.released.append(pid)
 
 
+class FakeGuard:
+    """`promises` is what each session was promised last."""
+
+    kind = MemoryGuard.HOLD
+
+    def __init__(self) -> None:
+        self.promises: dict[str, tuple[Priority, int]] = {}
+
+    def promise(self, session: str, priority: Priority, protection_bytes: int) -> None:
+        self.promises[session] = (priority, protection_bytes)
+
+    def figures(self) -> GuardFigures | None:
+        return GuardFigures(3, 1_500_000, 1)
+
+
 class FakeHost:
     """Sessions and calls in dictionaries. `homes` says in which session's agent leaf a pid lives."""
 
@@ -174,6 +192,7 @@ class FakeHost:
         self.sessions: dict[str, Budget] = {}
         self.calls: dict[str, FakeCall] = {}
         self.homes: dict[int, str] = {}
+        self.guard = FakeGuard()
         self.statuses: dict[int, ExitStatus] = {}
         self.held_stderrs: set[str] = set()
         self.last_words: dict[str, str] = {}

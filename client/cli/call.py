@@ -152,6 +152,7 @@ def report_facts(report: Report) -> list[tuple[str, str]]:
         ("peak memory", size(usage.memory_peak_bytes)),
         ("CPU time", cpu_time(usage.cpu_usage_us)),
         ("held for memory", cpu_time(usage.memory_throttled_us) if usage.memory_throttled_us else ""),
+        ("held for others", cpu_time(usage.memory_held_us) if usage.memory_held_us else ""),
         ("processes", _processes(usage)),
         (
             "left behind",

@@ -69,6 +69,7 @@ class Controller(Draining):
             daemon_usage=usage,
             daemon_rss_bytes=rss_bytes,
             kernel_events_lost=self._host.kernel_events_lost(),
+            memory_guard=self._host.guard.figures(),
             drain=self._drain,
             scheduler=self._host.scheduler(),
         )

@@ -24,6 +24,7 @@ from agentcgroup.daemon.model import (
     FreezeCause,
     Ladder,
     Level,
+    MemoryBreach,
     Report,
     Session,
     Suggestion,
@@ -31,7 +32,7 @@ from agentcgroup.daemon.model import (
     Usage,
     event_id,
 )
-from agentcgroup.daemon.policy import suggest
+from agentcgroup.daemon.policy import guarding, suggest
 from agentcgroup.daemon.policy.admission import CallDefaults, HostView, ParentView, Ruling, SessionView
 from agentcgroup.daemon.policy.grounds import NO_GROUNDS, Grounds
 from agentcgroup.daemon.policy.ladder import Stand
@@ -91,7 +92,7 @@ class Core:
         self._history = history
         self._clock = clock
         self._doors: Doors | None = None
-        self._ledger = Ledger(self._catch_up)
+        self._ledger = Ledger(self._catch_up, self._promised)
         self._standing: dict[str, Prepared] = {}
         self._room_watchers: dict[str, Callable[[], None]] = {}
         self._lives: dict[str, Life] = {}
@@ -159,6 +160,27 @@ class Core:
             limits.cpu_milli,
             limits.pids_max,
         )
+
+    def _promised(self, session: Session) -> None:
+        """What `session` was promised, or its priority, is another now: the kernel's guard goes by it."""
+        promised_bytes = session.budget.agent_memory_bytes + session.memory_reserved_bytes
+        self._host.guard.promise(session.name, session.priority, promised_bytes)
+
+    def memory_breached(self, breach: MemoryBreach) -> None:
+        life = self._lives.get(breach.call_id)
+        if life is None:
+            return
+        call = self._ledger.call(None, breach.call_id)
+        reason = guarding.words(breach)
+        self._decided(
+            Action.SLOWED if breach.hold_us else Action.WARNED,
+            call.session,
+            reason,
+            call=call,
+            actor=Actor.KERNEL,
+            because=guarding.grounds(breach),
+        )
+        self._say(FeedbackKind.THROTTLED, call.session, reason, call=call, advice=guarding.advice(breach))
 
     def _call_gone(self, call: ToolCall) -> None:
         """What `call` had reserved is free again."""

@@ -243,6 +243,7 @@ class Sessions(TransparentDoor):
             )
         session.budget = budget
         session.priority = priority or session.priority
+        self._promised(session)
         if rule is not None and rule != session.transparent:
             self._set_rule(session, rule)
             words += f" Its transparent door: {rule}."

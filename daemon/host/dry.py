@@ -23,7 +23,7 @@ from agentcgroup.daemon.model import (
     ToolCall,
     Usage,
 )
-from agentcgroup.daemon.ports import Host, HostListener, Leaf, Location, Memory, Process
+from agentcgroup.daemon.ports import Guard, Host, HostListener, Leaf, Location, Memory, Process
 
 log = logging.getLogger("agentcgroup.dry_run")
 
@@ -69,6 +69,11 @@ class DryRunHost:
     @property
     def door(self) -> NoDoor:
         return NoDoor("this daemon runs with --dry-run")
+
+    @property
+    def guard(self) -> Guard:
+        # Without programs, as in a dry run, the real one does nothing.
+        return self._real.guard
 
     @property
     def cgroup_root(self) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+import psutil
+
 from agentcgroup.bpf.abi import DoorSource, EventKind, ExecFlag
 from agentcgroup.bpf.libbpf import BpfError
 from agentcgroup.bpf.lifecycle import LOSSES as LIFECYCLE_LOSSES, Books, Lifecycle
@@ -86,10 +88,13 @@ class KernelEvents:
             daemon_pid=os.getpid(),
             shared=shared,
         )
-        self._memory = memory.open_memory_watch(accounts_max)
+        capacity_bytes = config.host.memory or psutil.virtual_memory().total
+        self.memory = memory.open_memory_watch(config.bpf, accounts_max, root.id, capacity_bytes, shared)
         self.open_books(root)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._lifecycle.fileno(), self._on_readable)
+        if self.memory is not None:
+            self._loop.add_reader(self.memory.fileno(), self.memory.drain)
         for unseen in self._lifecycle.unseen:
             log.info("kernel events: not seen: %s", unseen)
         log.info("kernel events: %s attached", ", ".join(self._lifecycle.attached))
@@ -114,22 +119,23 @@ class KernelEvents:
     def lost(self) -> tuple[tuple[str, int], ...]:
         """What did not reach the daemon since its start, by cause."""
         lost = tuple(self._lifecycle.lost().items())
-        return lost + (self._memory.lost() if self._memory else tuple((cause, 0) for cause in memory.LOSSES))
+        return lost + (self.memory.lost() if self.memory else tuple((cause, 0) for cause in memory.LOSSES))
 
     def memory_growth(self) -> dict[int, Growth]:
         """By cgroup id; empty where the kernel does not tell."""
-        return self._memory.growth() if self._memory else {}
+        return self.memory.growth() if self.memory else {}
 
     def growth_bytes_per_s(self, cgroup_id: int) -> int | None:
         """Of one cgroup, around its last charge; None where the kernel does not tell."""
-        return self._memory.rate_bytes_per_s(cgroup_id) if self._memory is not None else None
+        return self.memory.rate_bytes_per_s(cgroup_id) if self.memory is not None else None
 
     def close(self) -> None:
         """Detaches and unloads everything."""
         self._loop.remove_reader(self._lifecycle.fileno())
         self._lifecycle.close()
-        if self._memory is not None:
-            self._memory.close()
+        if self.memory is not None:
+            self._loop.remove_reader(self.memory.fileno())
+            self.memory.close()
 
     # ---- books
 
@@ -138,8 +144,8 @@ class KernelEvents:
 
         `soft_limit_bytes`: what counts as more than it should use where memory.high is not set; 0: nothing does.
         """
-        if self._memory is not None:
-            self._memory.open(cgroup.id, soft_limit_bytes)
+        if self.memory is not None:
+            self.memory.open(cgroup.id, soft_limit_bytes)
         try:
             self._lifecycle.open_account(cgroup.id)
         except BpfError as error:
@@ -149,15 +155,15 @@ class KernelEvents:
     def close_books(self, cgroup_id: int) -> None:
         """The last reader has read."""
         self._lifecycle.close_account(cgroup_id)
-        if self._memory is not None:
-            self._memory.close_account(cgroup_id)
+        if self.memory is not None:
+            self.memory.close_account(cgroup_id)
 
     def with_books(self, usage: Usage, cgroup_id: int) -> Usage:
         """`usage` with what the books say."""
         books = self._lifecycle.read_account(cgroup_id)
         if books is not None:
             usage = _completed(usage, books)
-        return usage if self._memory is None else self._memory.completed(usage, cgroup_id)
+        return usage if self.memory is None else self.memory.completed(usage, cgroup_id)
 
     def victim(self, cgroup_id: int) -> OomVictim | None:
         """The first process in the cgroup that the OOM killer chose; None when it chose none, or is not seen."""

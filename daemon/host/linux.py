@@ -30,6 +30,7 @@ from agentcgroup.daemon.host.groups import (
     not_enforced,
     usage_of,
 )
+from agentcgroup.daemon.host.guard import SessionGuard
 from agentcgroup.daemon.host.marks import MemoryMarks
 from agentcgroup.daemon.host.pidfd import cgroup_id
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
@@ -107,6 +108,7 @@ class LinuxHost:
         self._kernel_events = events
         self._keeper = keeper or SchedulerKeeper(None)
         self._class_of_calls = config.call.cpu_class
+        self.guard = SessionGuard(self._sessions, self._homes, events, self._keeper)
         self.door = door_for(config, capabilities, events, self._keeper, self._sessions, self._calls)
         if events is not None and events.sees_our_pids:
             self._exits.use_records(events.drain)
@@ -124,6 +126,7 @@ class LinuxHost:
         self._listener = listener
         self.door.listen(listener.knocked)
         self.memory.listen(listener)
+        self.guard.listen(listener.memory_breached)
 
     def close(self) -> None:
         """Lets go of descriptors; cgroups and limits stay."""

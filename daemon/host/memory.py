@@ -1,17 +1,26 @@
-"""How sessions and calls grow, as the kernel sees it where memory is charged: one map, read with one system call.
+"""How sessions and calls grow, as the kernel sees it where memory is charged, and the guard between sessions.
 
-Opened with the kernel events; a host whose kernel does not let the program in has limits and counters as before and no
-growth.
+Opened with the kernel events; a host whose kernel does not let the program in has limits and counters as before, no growth
+and no guard.
 """
 
 import errno
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 from agentcgroup.bpf.libbpf import BpfError
-from agentcgroup.bpf.memory import LOSSES as PROGRAM_LOSSES, Growth as ProgramGrowth, MemoryProgram
-from agentcgroup.daemon.model import Growth, Usage
+from agentcgroup.bpf.memory import (
+    LOSSES as PROGRAM_LOSSES,
+    Breach,
+    Growth as ProgramGrowth,
+    GuardNumbers,
+    MemoryProgram,
+)
+from agentcgroup.bpf.shared_maps import SharedMaps
+from agentcgroup.daemon.config import BpfConfig
+from agentcgroup.daemon.model import Growth, GuardFigures, Priority, Usage
 
 __all__ = ["LOSSES", "MemoryWatch", "open_memory_watch"]
 
@@ -20,11 +29,24 @@ log = logging.getLogger("agentcgroup.host")
 # As a `kind` of what was lost, beside those of the lifecycle programs.
 LOSSES: Final = tuple(f"memory_{name}" for name in PROGRAM_LOSSES)
 
+# Who goes first: the smaller is slowed for the greater.
+_RANK: Final = {Priority.LOW: 0, Priority.NORMAL: 1, Priority.HIGH: 2}
+# Room beside what was promised, for what grows until the kernel has answered.
+_MARGIN_LEAST_BYTES: Final = 16 << 20
+_MARGIN_PART: Final = 64
+_TOLD_EVERY_NS: Final = 30_000_000_000
+_TOLD_MAX: Final = 4096
 
-def open_memory_watch(accounts_max: int) -> "MemoryWatch | None":
-    """The program, attached; None where the kernel will not have it, which is said in the log."""
+
+def open_memory_watch(
+    config: BpfConfig, accounts_max: int, root_id: int, capacity_bytes: int, shared: SharedMaps | None
+) -> "MemoryWatch | None":
+    """The program, attached; None where the kernel will not have it, which is said in the log.
+
+    `root_id`: the cgroup of all sessions, which has memory.max `capacity_bytes`.
+    """
     try:
-        return MemoryWatch(accounts_max)
+        return MemoryWatch(config, accounts_max, root_id, capacity_bytes, shared)
     except BpfError as error:
         log.info("memory growth is not seen: %s", error)
         return None
@@ -33,9 +55,31 @@ def open_memory_watch(accounts_max: int) -> "MemoryWatch | None":
 class MemoryWatch:
     """Accounts by cgroup id, opened before the first process and closed when the last figures have been read."""
 
-    def __init__(self, accounts_max: int) -> None:
-        """Raises BpfError."""
-        self._program = MemoryProgram(accounts_max=accounts_max)
+    def __init__(
+        self,
+        config: BpfConfig,
+        accounts_max: int,
+        root_id: int,
+        capacity_bytes: int,
+        shared: SharedMaps | None,
+    ) -> None:
+        """`shared`: with the scheduler's map of holds; without it nobody is held. Raises BpfError."""
+        self._on_breach: Callable[[Breach], None] | None = None
+        self._told_at_ns: dict[int, int] = {}
+        self._program = MemoryProgram(accounts_max=accounts_max, shared=shared, on_breach=self._tell)
+        self.guards = config.memory_guard == "auto" and shared is not None
+        for one in self._program.absent:
+            log.info("memory guard: %s is not seen: %s", one.section, one.reason)
+        if self.guards:
+            margin_bytes = max(_MARGIN_LEAST_BYTES, capacity_bytes // _MARGIN_PART)
+            self._program.set_numbers(
+                GuardNumbers(
+                    root_id,
+                    margin_bytes,
+                    hold_max_ns=config.hold_max * 10**6,
+                    hold_total_ns=config.hold_total * 10**6,
+                )
+            )
 
     def open(self, cgroup_id: int, soft_limit_bytes: int) -> None:
         """From now on. Failure costs figures, not the call.
@@ -49,6 +93,9 @@ class MemoryWatch:
                 log.warning("cgroup %d: its growth is not seen: %s", cgroup_id, error)
 
     def close_account(self, cgroup_id: int) -> None:
+        """Of a session, the guard goes with it: whoever was held for it goes on."""
+        self._told_at_ns.pop(cgroup_id, None)
+        self._program.forget(cgroup_id)
         self._program.close_account(cgroup_id)
 
     def growth(self) -> dict[int, Growth]:
@@ -70,7 +117,46 @@ class MemoryWatch:
             memory_growth_bytes_per_s=growth.rate_bytes_per_s,
             memory_growth_peak_bytes_per_s=growth.peak_rate_bytes_per_s,
             memory_over_soft_us=growth.over_soft_ns // 1000,
+            memory_held_us=growth.held_ns // 1000 if self.guards else None,
         )
+
+    # ---- guard
+
+    def listen(self, on_breach: Callable[[Breach], None]) -> None:
+        """`on_breach` is called from `drain`, at most every half minute for a call."""
+        self._on_breach = on_breach
+
+    def guard(self, session_id: int, priority: Priority, protection_bytes: int) -> None:
+        """See bpf.memory.MemoryProgram.guard. Failure costs the guard of this session, and is said."""
+        if not self.guards:
+            return
+        try:
+            self._program.guard(session_id, _RANK[priority], protection_bytes)
+        except BpfError as error:
+            log.warning("cgroup %d: what it was promised is not guarded: %s", session_id, error)
+
+    def figures(self) -> GuardFigures | None:
+        """None: the guard is off."""
+        if not self.guards:
+            return None
+        found = self._program.figures()
+        return GuardFigures(found.holds, found.held_ns // 1000, found.released)
+
+    def fileno(self) -> int:
+        """Readable when there are breaches."""
+        return self._program.fileno()
+
+    def drain(self) -> None:
+        self._program.drain()
+
+    def _tell(self, breach: Breach) -> None:
+        if breach.at_ns - self._told_at_ns.get(breach.call_id, -_TOLD_EVERY_NS) < _TOLD_EVERY_NS:
+            return
+        if len(self._told_at_ns) >= _TOLD_MAX:
+            self._told_at_ns.clear()
+        self._told_at_ns[breach.call_id] = breach.at_ns
+        if self._on_breach is not None:
+            self._on_breach(breach)
 
     def lost(self) -> tuple[tuple[str, int], ...]:
         """What the program did not see since the daemon's start, by LOSSES."""

@@ -86,6 +86,11 @@ class SchedulerKeeper:
     def status(self) -> SchedulerStatus:
         return self._status
 
+    @property
+    def schedules_everybody(self) -> bool:
+        """Whether a task of any process can be held now."""
+        return self._status.state is SchedulerState.ATTACHED and self._mode is SchedulerMode.FULL
+
     def start(self) -> None:
         """Attach, and from now on see to it that it stays so. Does not raise: the status says what happened."""
         if self._mode is None:

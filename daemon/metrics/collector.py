@@ -237,6 +237,9 @@ def _host(snapshot: Snapshot) -> Iterator[Metric]:
     yield _family(catalog.CALLS, [((state,), snapshot.calls_by_state.get(state, 0)) for state in states])
     yield _one(catalog.CALLS_LIMIT, limits.calls_max)
     yield _one(catalog.CALLS_HELD, sum(row.calls_held for row in snapshot.sessions))
+    guard = snapshot.host.memory_guard
+    yield _one(catalog.GUARD_HOLDS, guard.holds if guard else None)
+    yield _one(catalog.GUARD_HELD, _seconds(guard.held_us) if guard else None)
 
 
 def _sessions(sessions: tuple[SessionSample, ...]) -> Iterator[Metric]:

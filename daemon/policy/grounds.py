@@ -74,6 +74,7 @@ def of_end(report: Report, oom: OomCounters, kill_reason: KillReason | None) -> 
         "memory_throttled_us": usage.memory_throttled_us,
         "memory_growth_peak_bytes_per_s": usage.memory_growth_peak_bytes_per_s,
         "memory_over_soft_us": usage.memory_over_soft_us,
+        "memory_held_us": usage.memory_held_us,
         "cpu_usage_us": usage.cpu_usage_us,
         "leftover_processes": report.leftover_processes,
     }

@@ -1,31 +1,23 @@
 """The memory program where the kernel charges memory: usage, growth, time over the soft limit."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 
-from agentcgroup.bpf.memory import MemoryProgram
+from agentcgroup.bpf.memory import Breach, GuardNumbers, MemoryProgram
 from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.scratch import scratch_cgroup
+from tests.growing import MIB, Tool
 
 pytestmark = pytest.mark.kernel
-
-MIB = 1 << 20
-# Touches so many MiB, a page at a time, says so, and keeps them until its stdin ends.
-TOUCH = (
-    "import sys; b=bytearray(int(sys.argv[1])<<20)\nfor i in range(0,len(b),4096): b[i]=1\n"
-    "print('touched', flush=True); sys.stdin.read()"
-)
 
 
 @pytest.fixture
 def program() -> Iterator[MemoryProgram]:
     program = MemoryProgram()
     yield program
-    assert program.lost() == {"depth": 0, "missed": 0}
+    assert program.lost() == {"depth": 0, "breaches": 0, "missed": 0}
     program.close()
 
 
@@ -33,20 +25,6 @@ def program() -> Iterator[MemoryProgram]:
 def session() -> Iterator[Cgroup]:
     with scratch_cgroup("memory", deadline_s=30) as cgroup:
         yield cgroup
-
-
-class Tool:
-    """A process that has touched so many MiB in `cgroup` and keeps them until `end`."""
-
-    def __init__(self, cgroup: Cgroup, mib: int) -> None:
-        script = f'echo $$ > {cgroup.path}/cgroup.procs; exec {sys.executable} -c "$@"'
-        command = ["sh", "-c", script, "sh", TOUCH, str(mib)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"touched\n"
-
-    def end(self) -> None:
-        self._process.communicate(timeout=60)
 
 
 def test_growth_is_seen_in_the_call_and_in_everything_around_it(
@@ -120,3 +98,37 @@ def test_a_closed_account_is_gone(program: MemoryProgram, session: Cgroup) -> No
     assert program.close_account(session.id) is not None
     assert program.growth() == {}
     assert program.close_account(session.id) is None
+
+
+def test_growing_into_what_another_session_was_promised_is_told_whether_anybody_can_be_held_or_not(
+    session: Cgroup,
+) -> None:
+    told: list[Breach] = []
+    program = MemoryProgram(on_breach=told.append)
+    session.write(files.MEMORY_MAX, 160 * MIB)
+    with session.create_child("high") as high, session.create_child("low") as low:
+        low.enable_controllers(frozenset({"memory"}))
+        with low.create_child("call") as call:
+            for cgroup in (session, high, low, call):
+                program.open_account(cgroup.id)
+            program.guard(high.id, 2, 120 * MIB)
+            program.guard(low.id, 0, 0)
+            program.set_numbers(GuardNumbers(session.id, margin_bytes=8 * MIB, active_ns=600_000_000_000))
+            first = Tool(call, 24)
+            program.drain()
+            # Nobody has claims who was never charged.
+            assert not told
+            active, second = Tool(high, 8), Tool(call, 24)
+            program.drain()
+            growth = program.growth_of(call.id)
+            for tool in (first, second, active):
+                tool.end()
+            call_id, low_id, high_id = call.id, low.id, high.id
+    assert growth is not None and growth.holds == 0
+    assert [(one.call_id, one.session_id, one.for_session_id) for one in told[:1]] == [
+        (call_id, low_id, high_id)
+    ]
+    assert told[0].missing_bytes > 0 and told[0].rate_bytes_per_s > 0
+    # Without a scheduler of ours nobody is asked to be held.
+    assert told[0].hold_ns == 0 and program.figures().asked == 0
+    program.close()

@@ -66,6 +66,7 @@ _BPF_FACTS: Final[dict[str, Callable[[], BpfFact]]] = {
     "bpf_tracing": features.tracing,
     "bpf_ring_buffer": features.ring_buffer,
     "bpf_fentry": features.fentry,
+    "bpf_task_work": features.task_work,
     "sched_ext": features.sched_ext,
 }
 

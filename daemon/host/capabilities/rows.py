@@ -129,6 +129,12 @@ ROWS: Final = (
         "run a kernel with CONFIG_FUNCTION_TRACER and trampolines that allows fentry programs",
     ),
     Row(
+        "bpf_task_work",
+        Tier.SCX,
+        "a thread that takes page fault after page fault is held only when a tick finds it in user mode: some ticks late",
+        _NEWER.format("6.18"),
+    ),
+    Row(
         "sched_ext",
         Tier.SCX,
         "the default scheduler enforces weights and caps; no hold of low-priority calls inside the kernel",

@@ -41,6 +41,14 @@ def test_where_they_are_demanded_a_host_without_them_is_refused_with_the_cause(t
         open_on(tmp_path, '[bpf]\nenabled = "on"', missing="btf")
 
 
+@pytest.mark.parametrize(
+    "line", ['memory_guard = "maybe"', 'hold_max = "501ms"', "hold_max = 0", 'hold_total = "100ms"']
+)
+def test_a_guard_that_cannot_be_is_refused(line: str) -> None:
+    with pytest.raises(ConfigError, match=r"bpf\."):
+        parse(f"[bpf]\n{line}")
+
+
 @pytest.mark.parametrize("line", ['enabled = "maybe"', 'ring = "3K"', 'ring = "1000000"', "ring = 0"])
 def test_a_setting_that_makes_no_sense_is_refused(line: str) -> None:
     with pytest.raises(ConfigError, match=r"bpf\."):

@@ -73,6 +73,18 @@ async def becomes(heard: asyncio.Queue[SchedulerStatus], state: SchedulerState) 
         return status
 
 
+@pytest.mark.parametrize(("mode", "everybody"), [(SchedulerMode.FULL, True), (SchedulerMode.PARTIAL, False)])
+async def test_everybody_is_scheduled_by_it_in_mode_full_while_it_is_attached(
+    mode: SchedulerMode, everybody: bool
+) -> None:
+    keeper = SchedulerKeeper(mode, Kernel().load)
+    assert not keeper.schedules_everybody
+    keeper.start()
+    assert keeper.schedules_everybody is everybody
+    await keeper.stop()
+    assert not keeper.schedules_everybody
+
+
 async def test_off_loads_nothing() -> None:
     kernel = Kernel()
     keeper = SchedulerKeeper(None, kernel.load)
