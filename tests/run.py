@@ -31,6 +31,8 @@ BPF_TESTS: Final = ("test_bpf_*.py", "test_scheduler*.py")
 E2E_KERNEL: Final = "7.3"
 GUEST_TIMEOUT_S: Final = 1500
 _SHARE: Final = "agentcgroup"
+# What the verifier made of the programs, written by tests/kernel/test_bpf_stats.py.
+_FIGURES: Final = "figures.json"
 
 
 @dataclass(slots=True)
@@ -115,10 +117,15 @@ def run_in_guest(kernel: str, extra: list[str], *, only_bpf: bool = False) -> Co
         "--junitxml=/mnt/out/junit.xml", *(f"/mnt/share/{_SHARE}/{test}" for test in tests), *extra,
     ]  # fmt: skip
     command = [
-        str(ROOT / "vm" / "run"), "--kernel", kernel, "--timeout", str(GUEST_TIMEOUT_S),
-        "--share", str(_share()), "--out", str(out), "--", *pytest,
+        str(ROOT / "vm" / "run"), "--kernel", kernel, "--timeout", str(GUEST_TIMEOUT_S), "--share", str(_share()),
+        "--out", str(out), "--", "env", f"AGENTCG_BPF_FIGURES=/mnt/out/{_FIGURES}", *pytest,
     ]  # fmt: skip
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if (out / _FIGURES).exists():
+        # Where `make bpf-stats` keeps them, too.
+        kept = ROOT / "build" / "bpf-stats" / kernel
+        kept.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(out / _FIGURES, kept / _FIGURES)
     return _checked(count(out / "junit.xml", skips_fail=True), status)
 
 
