@@ -23,9 +23,9 @@ from agentcgroup.bpf.programs import Programs
 
 # "processed 312 insns (limit 1000000) max_states_per_insn 1 total_states 22 peak_states 22 mark_read 5"
 _PROCESSED: Final = re.compile(r"processed (\d+) insns .* total_states (\d+) peak_states (\d+)")
-# Instructions that the verifier may walk for one program: half of what the kernel allows at most
+# Instructions that the verifier may walk for one program: a quarter of what the kernel allows at most
 # (BPF_COMPLEXITY_LIMIT_INSNS), so that a kernel whose verifier is less clever still takes it.
-VERIFIED_MAX: Final = 500_000
+VERIFIED_MAX: Final = 250_000
 # Programs of these kinds may be missing on a kernel; anything else has to load.
 _OPTIONAL: Final = ("fentry/", "fexit/")
 

@@ -550,7 +550,8 @@ class ToolCall:
     leftover_processes: int = 0
     report: Report | None = None
     children_reserved_bytes: int = 0
-    # Of a call that came through the transparent door: how long after its exec it was placed, and whether held meanwhile.
+    # Of a call that came through the transparent door: how long after its exec it was placed, and whether the
+    # scheduler was asked to hold it meanwhile.
     placement_delay_ms: int | None = None
     was_held: bool = False
     # When a grant that is not begun lapses.

@@ -207,7 +207,7 @@ def _tell(arguments: argparse.Namespace, call: Call) -> int:
 def _placement(call: Call) -> str:
     if call.placement_delay_ms is None:
         return ""
-    return f"placed {duration(call.placement_delay_ms)} after its exec{', held meanwhile' if call.was_held else ''}"
+    return f"placed {duration(call.placement_delay_ms)} after its exec{', hold asked for' if call.was_held else ''}"
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -54,8 +54,8 @@ def _placement(call: EndedCall) -> str:
     """How late a call that had not asked was placed."""
     if call.placement_delay_ms is None:
         return ""
-    meanwhile = "held meanwhile" if call.was_held else "and ran until then on the agent's account"
-    return f" It was placed {call.placement_delay_ms} ms after its exec, {meanwhile}."
+    meanwhile = "the scheduler was asked to hold it" if call.was_held else "it ran on the agent's account"
+    return f" It was placed {call.placement_delay_ms} ms after its exec; until then {meanwhile}."
 
 
 def _peak(call: EndedCall) -> str:

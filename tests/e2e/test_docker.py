@@ -166,6 +166,27 @@ def test_a_container_sees_its_own_session_and_no_other(image: str, container: Co
     other.remove()
 
 
+def test_what_enters_a_transparent_container_is_a_call_without_the_launcher(image: str) -> None:
+    container = Container(image, "--label", "agentcgroup.transparent=outside")
+    await_session(container)
+    container.execute("sleep", "2")
+    (entry,) = await_history(container.name)
+    assert entry.report.verdict is Verdict.OK and entry.intent.command == ("sleep", "2")
+    assert "after its exec" in entry.report.message
+    # A shell that reads its commands, as harnesses keep one for all of them: each is a call.
+    subprocess.run(
+        ["docker", "exec", "-i", container.name, "sh"],
+        input="cd /; sleep 1\necho between; sleep 2\n",
+        text=True,
+        check=True,
+        capture_output=True,
+    )
+    entries = await_history(container.name, 3)
+    assert [each.intent.command for each in entries] == [("sleep", "2"), ("sleep", "1"), ("sleep", "2")]
+    assert container.execute("cat", "/proc/1/cgroup") == "0::/agent"
+    container.remove()
+
+
 def test_any_user_of_the_container_may_declare_calls(container: Container) -> None:
     said = run("docker", "exec", "--user", "1000:1000", container.name, "agentcg", "run", "--", "id", "-u")
     assert said == "1000"
