@@ -55,18 +55,23 @@ class Load:
     durations_ns: list[int]
 
 
+def build_one(name: str, directory: Path) -> Path:
+    """Compile `name`.c into `directory`. Raises BenchError."""
+    target = directory / name
+    command = ["cc", *FLAGS, "-o", str(target), str(SOURCES / f"{name}.c")]
+    try:
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise BenchError("no C compiler: apt-get install gcc libc6-dev") from error
+    if built.returncode:
+        raise BenchError(f"{' '.join(command)} failed:\n{built.stderr}")
+    return target
+
+
 def build(directory: Path) -> Programs:
     """Compile both programs into `directory`. Raises BenchError."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name in ("spawner", "tiny"):
-        command = ["cc", *FLAGS, "-o", str(directory / name), str(SOURCES / f"{name}.c")]
-        try:
-            built = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError as error:
-            raise BenchError("no C compiler: apt-get install gcc libc6-dev") from error
-        if built.returncode:
-            raise BenchError(f"{' '.join(command)} failed:\n{built.stderr}")
-    return Programs(str(directory / "spawner"), str(directory / "tiny"))
+    return Programs(*(str(build_one(name, directory)) for name in ("spawner", "tiny")))
 
 
 def shuffled_order(counts: Sequence[int], seed: int) -> list[int]:

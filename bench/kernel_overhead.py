@@ -1,0 +1,189 @@
+"""What the kernel programs cost work that has nothing to do with them: rates with and without, paired in one run.
+
+    python -m bench.kernel_overhead --out build/bench/kernel-overhead.json
+
+Each round does every kind of work (pages allocated, processes started, context switches) once with nothing attached and
+once with each set of programs, in changing order, in a cgroup with accounts. What counts is the loss of a round against
+its own bare block: what disturbs the machine for a while disturbs both. Needs root, a C compiler and a kernel with tracing
+programs; pages are charged, and the memory program runs, only where the cgroup has the memory controller.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from agentcgroup.bpf.abi import EventKind
+from agentcgroup.bpf.libbpf import BpfError
+from agentcgroup.bpf.lifecycle import Lifecycle
+from agentcgroup.bpf.memory import MemoryProgram
+from agentcgroup.bpf.scheduler import CpuScheduler, SchedulerMode
+from agentcgroup.cgroups import files
+from agentcgroup.cgroups.cgroup import Cgroup
+from agentcgroup.cgroups.scratch import scratch_cgroup
+from bench import spawning
+from bench.figures import percentile
+
+ROUNDS: Final = 20
+# Bare blocks are made this long: a few scheduler ticks and thousands of steps, but many rounds in a minute.
+BLOCK_NS: Final = 250_000_000
+# What is tried to find how many steps that is.
+FIRST_STEPS: Final = {"alloc": 20_000, "fork": 50, "switch": 1_000}
+# What the daemon asks for; see daemon/host/kernel_events.py.
+DAEMON_KINDS: Final = (EventKind.EXIT, EventKind.OOM_VICTIM)
+TARGET_PERCENT: Final = 2.0
+_RESAMPLES: Final = 2000
+
+Attach = Callable[[Cgroup, contextlib.ExitStack], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How much slower a kind of work is with the programs: medians over rounds, with a 95 % interval of the median."""
+
+    bare_per_s: float
+    loss_percent: float
+    least_percent: float
+    most_percent: float
+    quartiles_percent: tuple[float, float]
+    holds: bool
+
+
+def attach_programs(cgroup: Cgroup, stack: contextlib.ExitStack) -> None:
+    """What the daemon loads by default."""
+    lifecycle = Lifecycle(lambda _: None, kinds=DAEMON_KINDS, with_children=False)
+    stack.callback(lifecycle.close)
+    lifecycle.open_account(cgroup.id)
+    try:
+        memory = MemoryProgram()
+    except BpfError as error:
+        print(f"bench.kernel_overhead: without the memory program: {error}", file=sys.stderr)
+        return
+    stack.callback(memory.close)
+    memory.open_account(cgroup.id)
+
+
+def attach_all(cgroup: Cgroup, stack: contextlib.ExitStack) -> None:
+    """The same and the CPU scheduler for every task of the host."""
+    attach_programs(cgroup, stack)
+    stack.enter_context(CpuScheduler()).attach_scheduler(SchedulerMode.FULL)
+
+
+def work_ns(program: Path, kind: str, steps: int, cgroup: Cgroup) -> int:
+    """The time of one block of work, done inside `cgroup`."""
+    join = f'echo 0 > "{cgroup.path}/cgroup.procs" && exec "$0" "$@"'
+    done = subprocess.run(
+        ["/bin/sh", "-c", join, str(program), kind, str(steps)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise spawning.BenchError(f"{kind}: status {done.returncode}: {done.stderr}")
+    return int(done.stdout)
+
+
+def loss(bare_ns: Sequence[int], with_ns: Sequence[int], steps: int) -> Loss:
+    """Pairs of the same round. A rate loses 1 - bare/with."""
+    losses = [100 * (1 - bare / slow) for bare, slow in zip(bare_ns, with_ns, strict=True)]
+    chance = random.Random(1)
+    medians = sorted(statistics.median(chance.choices(losses, k=len(losses))) for _ in range(_RESAMPLES))
+    low, high = medians[int(_RESAMPLES * 0.025)], medians[int(_RESAMPLES * 0.975)]
+    scaled = sorted(round(each * 1000) for each in losses)
+    middle = statistics.median(losses)
+    return Loss(
+        bare_per_s=round(steps / statistics.median(bare_ns) * 1e9, 1),
+        loss_percent=round(middle, 2),
+        least_percent=round(low, 2),
+        most_percent=round(high, 2),
+        quartiles_percent=(
+            round(percentile(scaled, 0.25) / 1000, 2),
+            round(percentile(scaled, 0.75) / 1000, 2),
+        ),
+        holds=middle <= TARGET_PERCENT,
+    )
+
+
+def measure(
+    program: Path, cgroup: Cgroup, arms: Mapping[str, Attach], rounds: int
+) -> dict[str, dict[str, Loss]]:
+    """Per arm and kind of work, against the bare blocks of the same rounds."""
+    steps = {}
+    for kind, count in FIRST_STEPS.items():
+        work_ns(program, kind, count, cgroup)
+        steps[kind] = max(10, count * BLOCK_NS // work_ns(program, kind, count, cgroup))
+    blocks: dict[str, dict[str, list[int]]] = {arm: {kind: [] for kind in steps} for arm in ("bare", *arms)}
+    for number in range(rounds):
+        order = list(blocks)
+        for arm in order[number % len(order) :] + order[: number % len(order)]:
+            with contextlib.ExitStack() as stack:
+                if arm != "bare":
+                    arms[arm](cgroup, stack)
+                for kind, count in steps.items():
+                    blocks[arm][kind].append(work_ns(program, kind, count, cgroup))
+    return {
+        arm: {kind: loss(blocks["bare"][kind], blocks[arm][kind], steps[kind]) for kind in steps}
+        for arm in arms
+    }
+
+
+@contextlib.contextmanager
+def _built() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as directory:
+        yield spawning.build_one("work", Path(directory))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default {ROUNDS}")
+    arguments = parser.parse_args()
+    if os.geteuid() != 0:
+        print("bench.kernel_overhead: needs root, to make cgroups and to load programs", file=sys.stderr)
+        return 2
+    arms: dict[str, Attach] = {"programs": attach_programs}
+    if Path("/sys/kernel/sched_ext/state").exists():
+        arms["with-scheduler"] = attach_all
+    with (
+        _built() as program,
+        scratch_cgroup("memory", "cpu", "pids") as parent,
+        parent.create_child("work") as cgroup,
+    ):
+        has_memory = cgroup.read(files.MEMORY_CURRENT) is not None
+        results = measure(program, cgroup, arms, arguments.rounds)
+    print(
+        f"kernel {platform.release()}, {arguments.rounds} rounds, "
+        f"{'with' if has_memory else 'WITHOUT'} the memory controller"
+    )
+    for arm, kinds in results.items():
+        for kind, one in kinds.items():
+            print(
+                f"{arm:15} {kind:7} {one.bare_per_s:12.0f}/s bare, loses {one.loss_percent:6.2f} % "
+                f"(95 %: {one.least_percent:.2f} to {one.most_percent:.2f})  "
+                f"{'holds' if one.holds else 'MISSES'} {TARGET_PERCENT:.0f} %"
+            )
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "kernel": platform.release(),
+            "rounds": arguments.rounds,
+            "memory_controller": has_memory,
+            "arms": {
+                arm: {kind: asdict(one) for kind, one in kinds.items()} for arm, kinds in results.items()
+            },
+        }
+        arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
