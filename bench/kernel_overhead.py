@@ -1,24 +1,18 @@
-"""What the kernel programs cost work that has nothing to do with them: rates with and without, paired in one run.
-
-    python -m bench.kernel_overhead --out build/bench/kernel-overhead.json
+"""What the kernel programs cost work that has nothing to do with them: a part of the kernel benchmark.
 
 Each round does every kind of work (pages allocated, processes started, context switches) once with nothing attached and
 once with each set of programs, in changing order, in a cgroup with accounts. What counts is the loss of a round against
-its own bare block: what disturbs the machine for a while disturbs both. Needs root, a C compiler and a kernel with tracing
-programs; pages are charged, and the memory program runs, only where the cgroup has the memory controller.
+its own bare block: what disturbs the machine for a while disturbs both. Pages are charged, and the memory program runs,
+only where the cgroup has the memory controller.
 """
 
-import argparse
 import contextlib
-import json
-import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -33,8 +27,10 @@ from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.scratch import scratch_cgroup
 from bench import spawning
 from bench.figures import percentile
+from bench.kernel_part import Figures, Part
+from bench.report import Target
 
-ROUNDS: Final = 20
+ROUNDS: Final = 10
 # Bare blocks are made this long: a few scheduler ticks and thousands of steps, but many rounds in a minute.
 BLOCK_NS: Final = 250_000_000
 # What is tried to find how many steps that is.
@@ -56,7 +52,6 @@ class Loss:
     least_percent: float
     most_percent: float
     quartiles_percent: tuple[float, float]
-    holds: bool
 
 
 def attach_programs(cgroup: Cgroup, stack: contextlib.ExitStack) -> None:
@@ -107,11 +102,10 @@ def loss(bare_ns: Sequence[int], with_ns: Sequence[int], steps: int) -> Loss:
             round(percentile(scaled, 0.25) / 1000, 2),
             round(percentile(scaled, 0.75) / 1000, 2),
         ),
-        holds=middle <= TARGET_PERCENT,
     )
 
 
-def measure(
+def compare(
     program: Path, cgroup: Cgroup, arms: Mapping[str, Attach], rounds: int
 ) -> dict[str, dict[str, Loss]]:
     """Per arm and kind of work, against the bare blocks of the same rounds."""
@@ -134,56 +128,54 @@ def measure(
     }
 
 
-@contextlib.contextmanager
-def _built() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as directory:
-        yield spawning.build_one("work", Path(directory))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default {ROUNDS}")
-    arguments = parser.parse_args()
-    if os.geteuid() != 0:
-        print("bench.kernel_overhead: needs root, to make cgroups and to load programs", file=sys.stderr)
-        return 2
+def measure(rounds: int) -> Figures:
+    """Per arm and kind of work."""
     arms: dict[str, Attach] = {"programs": attach_programs}
     if Path("/sys/kernel/sched_ext/state").exists():
         arms["with-scheduler"] = attach_all
     with (
-        _built() as program,
+        tempfile.TemporaryDirectory() as directory,
         scratch_cgroup("memory", "cpu", "pids") as parent,
         parent.create_child("work") as cgroup,
     ):
         has_memory = cgroup.read(files.MEMORY_CURRENT) is not None
-        results = measure(program, cgroup, arms, arguments.rounds)
-    print(
-        f"kernel {platform.release()}, {arguments.rounds} rounds, "
-        f"{'with' if has_memory else 'WITHOUT'} the memory controller"
-    )
-    for arm, kinds in results.items():
-        for kind, one in kinds.items():
-            print(
-                f"{arm:15} {kind:7} {one.bare_per_s:12.0f}/s bare, loses {one.loss_percent:6.2f} % "
-                f"(95 %: {one.least_percent:.2f} to {one.most_percent:.2f})  "
-                f"{'holds' if one.holds else 'MISSES'} {TARGET_PERCENT:.0f} %"
-            )
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "kernel": platform.release(),
-            "rounds": arguments.rounds,
-            "memory_controller": has_memory,
-            "arms": {
-                arm: {kind: asdict(one) for kind, one in kinds.items()} for arm, kinds in results.items()
-            },
-        }
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return 0
+        results = compare(spawning.build_one("work", Path(directory)), cgroup, arms, rounds)
+    return {
+        "memory_controller": has_memory,
+        "arms": {arm: {kind: asdict(one) for kind, one in kinds.items()} for arm, kinds in results.items()},
+    }
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def targets(figures: Figures) -> list[Target]:
+    """What the daemon loads by default; the scheduler is the operator's choice, with its price in docs/scheduler.md."""
+    return [
+        Target(
+            f"{kind}: loses",
+            f"at most {TARGET_PERCENT:.0f} %",
+            one["loss_percent"],
+            one["loss_percent"] <= TARGET_PERCENT,
+        )
+        for kind, one in figures["arms"]["programs"].items()
+    ]
+
+
+def table(figures: Figures) -> str:
+    lines = [f"{'attached':15} {'work':7} {'bare, 1/s':>10} {'loses, %':>9}  95 % of the median"]
+    lines += [
+        f"{arm:15} {kind:7} {one['bare_per_s']:10.0f} {one['loss_percent']:9.2f}  "
+        f"{one['least_percent']:.2f} to {one['most_percent']:.2f}"
+        for arm, kinds in figures["arms"].items()
+        for kind, one in kinds.items()
+    ]
+    return "\n".join(lines)
+
+
+PART: Final = Part(
+    "overhead",
+    "what the programs cost work that has nothing to do with them, in instructions",
+    ROUNDS,
+    measure,
+    targets,
+    table,
+    is_counted=True,
+)

@@ -22,6 +22,8 @@ class Part:
     targets: Callable[[Figures], list[Target]]
     # For a terminal, with the spread between rounds.
     table: Callable[[Figures], str]
+    # In a guest of one CPU whose clock counts instructions: differences of a few percent come out the same each time.
+    is_counted: bool = False
 
 
 def spread(values: list[float], digits: int = 1) -> str:

@@ -52,6 +52,7 @@ class Arguments:
     forwards: tuple[Forward, ...]
     out: Path
     timeout_s: float
+    is_counted: bool
     is_bare: bool
     is_without_daemon: bool
     is_build_only: bool
@@ -121,7 +122,13 @@ def make_parser() -> Parser:
         metavar="SERIES",
         help=f"newest Debian kernel of this series; tried: {', '.join(SERIES)} (default: %(default)s)",
     )
-    add("--cpus", type=_count, default=2, metavar="N", help="processors of the guest (default: %(default)s)")
+    add("--cpus", type=_count, metavar="N", help="processors of the guest (default: 2, with --counted 1)")
+    add(
+        "--counted",
+        action="store_true",
+        help="emulate, with a clock that goes by executed instructions, a nanosecond each: a measurement comes out the same"
+        " whatever else this host does, in instructions, not in a processor's time; for one CPU, several take turns",
+    )
     add(
         "--memory",
         type=_memory,
@@ -205,12 +212,13 @@ def parse(words: Sequence[str]) -> Arguments:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     arguments = Arguments(
         found.kernel,
-        found.cpus,
+        found.cpus or (1 if found.counted else 2),
         found.memory,
         tuple(found.shares),
         tuple(found.forwards),
         found.out,
         found.timeout,
+        found.counted,
         found.bare,
         found.no_daemon,
         found.build_only,

@@ -22,7 +22,7 @@ from vm.channel import Job
 from vm.guestrun import GuestRun
 from vm.kernel import ensure_kernel
 from vm.outcome import ExitStatus, SetupError
-from vm.qemu import Disk, Machine
+from vm.qemu import Accelerator, Disk, Machine
 from vm.rootfs import ensure_root
 from vm.steps import say
 from vm.tools import ensure_tools
@@ -109,7 +109,9 @@ def run(arguments: Arguments, cache: Cache) -> int:
     kernel = ensure_kernel(cache, arguments.series)
     app = ensure_app(cache, root, None if arguments.is_bare else REPOSITORY)
     with scratch_directory(cache) as scratch:
-        accelerator = choose_accelerator(cache, kernel.image, scratch)
+        accelerator = (
+            Accelerator.COUNTED if arguments.is_counted else choose_accelerator(cache, kernel.image, scratch)
+        )
         if arguments.is_build_only:
             say(f"ready: kernel {kernel.release}, {accelerator}")
             return 0

@@ -32,6 +32,13 @@ def test_every_option_arrives(tmp_path: Path) -> None:
     assert (found.shares, found.out) == ((first, second), Path("o"))
     assert found.is_bare
     assert found.is_without_daemon
+    assert not found.is_counted
+
+
+@pytest.mark.parametrize(("words", "cpus"), [("--counted", 1), ("--counted --cpus 2", 2)])
+def test_a_guest_that_counts_instructions_has_one_processor_unless_told(words: str, cpus: int) -> None:
+    found = parse([*words.split(), "--", "true"])
+    assert (found.is_counted, found.cpus) == (True, cpus)
 
 
 @pytest.mark.parametrize("option", ["--build-only", "--print-cache", "--clean"])

@@ -8,7 +8,7 @@ import pytest
 
 from vm.accel import choose_accelerator
 from vm.cache import Cache
-from vm.qemu import Accelerator, Disk, Machine, command_line, kernel_command_line
+from vm.qemu import Accelerator, Disk, Machine, accelerator_words, command_line, kernel_command_line
 from vm.tools import qemu_version
 
 
@@ -68,3 +68,11 @@ def test_the_answer_of_a_trial_is_remembered_for_this_host_and_qemu(
         choose_accelerator(Cache(tmp_path), Path("/no/kernel"), tmp_path, device=tmp_path / "kvm")
         is accelerator
     )
+
+
+def test_only_a_counting_guest_has_a_clock_of_instructions() -> None:
+    for accelerator in Accelerator:
+        words = accelerator_words(accelerator)
+        assert ("-icount" in words) == (accelerator is Accelerator.COUNTED)
+    # With a thread per processor the order of instructions would be the host's doing.
+    assert "tcg,thread=single" in accelerator_words(Accelerator.COUNTED)
