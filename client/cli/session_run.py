@@ -80,6 +80,10 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         return ExitStatus.NOT_EXECUTABLE if exists else ExitStatus.COMMAND_NOT_FOUND
     launcher = places.launcher()
+    inherited = dict(os.environ)
+    # A thread of gRPC's that begins another one while this process becomes the agent cannot, which hurts nobody, but it
+    # would say so on what is the agent's standard error (execve(2) and clone(2) exclude each other: EAGAIN).
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with options.operator_client(arguments) as client:
         session = client.create_session(
             arguments.name,
@@ -93,7 +97,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         limits = _enter(client, session)
     # Where the operator's socket is, is nothing for the agent.
-    outside = {key: value for key, value in os.environ.items() if key != places.OPERATOR_SOCKET_VARIABLE}
+    outside = {key: value for key, value in inherited.items() if key != places.OPERATOR_SOCKET_VARIABLE}
     environment = identity.environment_of(user, outside, os.getuid()) | {
         places.SESSION_DIR_VARIABLE: session.socket_dir,
         "AGENTCGROUP_SESSION": session.name,

@@ -65,7 +65,8 @@ def work(inbox: Inbox, number: int, *, heeds: bool) -> Outcome:
     need_mib = NEEDS_MIB[number]
     declared_mib = believed_mib = need_mib * BELIEVED_TENTHS[number % len(BELIEVED_TENTHS)] // 10
     verdict = Verdict.UNKNOWN
-    for further in range(MOST_FURTHER_DECLARATIONS + 1):
+    # Who does not listen says the same again, which ends the same again: once shows it.
+    for further in range((MOST_FURTHER_DECLARATIONS if heeds else 1) + 1):
         # Every other tool is to be slowed down at what it declared, the rest is stopped there.
         limits = ["--memory", f"{declared_mib}M"]
         if number % 2:
@@ -85,7 +86,7 @@ def work(inbox: Inbox, number: int, *, heeds: bool) -> Outcome:
         told = end.ladder
         if heeds and told is not None and told.memory_to_ask_bytes is not None:
             declared_mib = told.memory_to_ask_bytes // MIB
-    return Outcome(need_mib, believed_mib, MOST_FURTHER_DECLARATIONS, verdict)
+    return Outcome(need_mib, believed_mib, further, verdict)
 
 
 def main() -> None:
