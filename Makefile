@@ -125,6 +125,10 @@ bench-launch: setup ## Measure what a call costs, against fork+exec and systemd-
 bench-kernel: setup ## Measure the kernel half in the guest (KERNEL=7.3, ARGS="--part cpu"): JSON under build/bench
 	@$(VENV)/bin/python -m bench.kernel --kernel $(or $(KERNEL),7.3) $(ARGS)
 
+.PHONY: bench-isolation
+bench-isolation: setup ## Replay agents on too small a host, in every arm, in the guest: RECORDING=file ARGS="--limit 1100M"
+	@$(VENV)/bin/python -m bench.isolation $(if $(RECORDING),--recording $(RECORDING)) $(ARGS)
+
 .PHONY: bpf-stats
 bpf-stats: setup ## Print the verifier's figures of every BPF program, here or in the guest (KERNEL=7.3), JSON under build/bpf-stats
 	@if [ -n "$(KERNEL)" ]; then \

@@ -19,8 +19,8 @@ from agentcgroup.client.errors import ClientError, InvalidRequest
 from agentcgroup.client.operator_client import OperatorClient
 from agentcgroup.client.recordings import Call, Curve, Recording, Session, peak_curve
 
-# How long the agents get to be placed before all begin at one moment.
-PLACING_S: Final = 0.3
+# From the word to go until all begin at one moment.
+HEAD_START_US: Final = 50_000
 DEFAULT_STEP_BYTES: Final = 1 << 20
 # How an option of `agentcg run` is called that declares a field of an intent.
 _OPTIONS: Final = {
@@ -158,6 +158,17 @@ def _one_line(word: str) -> str:
 # ---- stages: where it is played
 
 
+def safe_name(session: Session) -> str:
+    """The session's name as a part of a path and of a session's name: a recording may say anything."""
+    kept = (each if each.isascii() and each.isalnum() else "-" for each in session.session.lower())
+    return "".join(kept)[:48] or "-"
+
+
+def name_of(session: Session) -> str:
+    """What the daemon calls a session that is replayed."""
+    return f"replay-{safe_name(session)}"
+
+
 class Stage(Protocol):
     """Where sessions run."""
 
@@ -178,7 +189,7 @@ class BareStage:
         return []
 
     def place(self, session: Session, pid: int) -> None:
-        group = self._root / session.session
+        group = self._root / safe_name(session)
         try:
             group.mkdir(exist_ok=True)
             (group / "cgroup.procs").write_text(f"{pid}\n")
@@ -202,16 +213,6 @@ class DaemonStage:
 
     def place(self, session: Session, pid: int) -> None:
         self._client.place_agent(name_of(session), pid)
-
-
-def name_of(session: Session) -> str:
-    """The daemon's name of a recorded session."""
-    return (
-        "replay-"
-        + "".join(each if each.isalnum() and each.isascii() else "-" for each in session.session.lower())[
-            :56
-        ]
-    )
 
 
 @contextlib.contextmanager
@@ -250,18 +251,22 @@ def play(recording: Recording, stage: Stage, pace: Pace, deadline_s: float = 360
         # Tools of other users must reach what they write to.
         os.chmod(directory, 0o755)
         agents: list[tuple[Session, subprocess.Popen[bytes], Path]] = []
-        begin_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000 + int(
-            PLACING_S * 1e6 * (1 + len(recording.sessions))
-        )
         try:
             for number, session in enumerate(recording.sessions):
                 script, results = Path(directory, f"{number}.script"), Path(directory, f"{number}.results")
                 script.write_text(script_of(recording, session, pace), encoding="utf-8")
-                words = [places.launcher(), "act", str(script), str(results), str(begin_us)]
+                words = [places.launcher(), "act", str(script), str(results), "-"]
                 launcher = stage.launcher(session)
-                agent = subprocess.Popen([*words, *(("--", *launcher) if launcher else ())])
+                words += ["--", *launcher] if launcher else []
+                agent = subprocess.Popen(words, stdin=subprocess.PIPE)
                 agents.append((session, agent, results))
                 stage.place(session, agent.pid)
+            begin_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000 + HEAD_START_US
+            for _, agent, _ in agents:
+                assert agent.stdin is not None
+                # Whoever is gone already says so by its status.
+                with contextlib.suppress(BrokenPipeError), agent.stdin as stdin:
+                    stdin.write(b"%d\n" % begin_us)
             end = time.monotonic() + deadline_s
             played = []
             for session, agent, results in agents:
@@ -273,6 +278,8 @@ def play(recording: Recording, stage: Stage, pace: Pace, deadline_s: float = 360
                 if agent.poll() is None:
                     agent.kill()
                 agent.wait()
+                if agent.stdin is not None:
+                    agent.stdin.close()
 
 
 def _wait(agent: "subprocess.Popen[bytes]", end: float) -> int | None:

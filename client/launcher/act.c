@@ -16,7 +16,8 @@
 // A recorded pause stays as long as it was, but work takes what it takes: who is late goes on from there, and the agent
 // waits for a call that has not ended when the recorded one had.
 //
-// RESULTS gets lines, each in one write, times since START_US of CLOCK_MONOTONIC (0: since this process began):
+// RESULTS gets lines, each in one write, times since START_US of CLOCK_MONOTONIC (0: since this process began; -: it is a
+// line of standard input):
 //
 //   step WHO AT TOOK BYTES  | free WHO AT BYTES  | call NAME STARTED ENDED STATUS TRIES  | done WHO STARTED ENDED
 //
@@ -148,6 +149,8 @@ static void reserve(int64_t bytes)
 		exit(EXIT_INTERNAL);
 	}
 	madvise(ground, (size_t)(bytes ? bytes : 1), MADV_NOHUGEPAGE);
+	// Starting a call shall not cost what the agent holds.
+	madvise(ground, (size_t)(bytes ? bytes : 1), MADV_DONTFORK);
 }
 
 static void touch(char *from, size_t length)
@@ -390,7 +393,36 @@ static void follow(const char *who)
 
 // ---- the command line ----
 
-static const char usage[] = "agentcg act SCRIPT RESULTS START_US [CALL | -- agentcg run OPTION...]: run by agentcg replay";
+static const char usage[] = "agentcg act SCRIPT RESULTS START_US|- [CALL | -- agentcg run OPTION...]: run by agentcg replay";
+
+// Waits for the common beginning; what to hand on to the calls, which count from the same moment.
+static char *await_start(char *start)
+{
+	static char zero[24];
+	ssize_t length;
+
+	if (strcmp(start, "-") == 0) {
+		// Whoever plays it says when all are where they belong.
+		length = read(STDIN_FILENO, zero, sizeof(zero) - 1);
+		zero[length > 0 ? strcspn(zero, "\n") : 0] = '\0';
+		start = zero;
+	}
+	if (!numbers_of(start, &zero_us, 1)) {
+		complain(usage, NULL);
+		exit(EXIT_INVALID);
+	}
+	if (zero_us == 0) {
+		zero_us = now_us();
+		put_number(zero_us);
+		memcpy(zero, buffer, buffered);
+		zero[buffered] = '\0';
+		buffered = 0;
+		return zero;
+	}
+	if (now_us() < zero_us)
+		sleep_until(zero_us);
+	return start;
+}
 
 int act(int argc, char **argv)
 {
@@ -398,7 +430,7 @@ int act(int argc, char **argv)
 	int64_t most_bytes = 0;
 	static char own[MOST_PATH];
 
-	if (argc < 3 || !numbers_of(argv[2], &zero_us, 1)) {
+	if (argc < 3) {
 		complain(usage, NULL);
 		return EXIT_INVALID;
 	}
@@ -421,17 +453,7 @@ int act(int argc, char **argv)
 	own_words[0] = own;
 	own_words[1] = "act";
 	memcpy(own_words + 2, argv, 3 * sizeof(*argv));
-	if (zero_us == 0) {
-		static char zero[24];
-
-		// The calls count from the same moment.
-		zero_us = now_us();
-		put_number(zero_us);
-		memcpy(zero, buffer, buffered);
-		buffered = 0;
-		own_words[4] = zero;
-	} else if (!*who && now_us() < zero_us)
-		sleep_until(zero_us);
+	own_words[4] = await_start(argv[2]);
 	follow(*who ? who : "agent");
 	return 0;
 }

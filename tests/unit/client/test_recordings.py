@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from agentcgroup.client import exporting, recordings, replaying
 from agentcgroup.client.errors import InvalidRequest
@@ -49,6 +49,7 @@ def _recordings(draw: st.DrawFn) -> Recording:
     )
 
 
+@settings(deadline=None)
 @given(_recordings())
 def test_what_was_written_is_read_again(recording: Recording) -> None:
     file = io.StringIO()
@@ -221,6 +222,7 @@ def test_memory_of_agent_and_calls_adds_up_until_each_call_ends() -> None:
     assert played.held() == [(1, 10), (2, 15), (3, 10), (4, 3)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 100), min_size=1))
 def test_a_percentile_is_a_value_that_enough_do_not_exceed(values: list[int]) -> None:
     for share in (0.01, 0.5, 0.95, 1.0):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.history import DisabledHistory, DropCause, HistoryStore, events, waiting
@@ -49,6 +49,7 @@ def make(path: Path) -> Iterator[Make]:
         assert store.close(), "a store did not close in time"
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

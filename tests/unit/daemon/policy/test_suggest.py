@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from agentcgroup.daemon.experience import KINDS_KEPT, RUNS_KEPT, Experience
 from agentcgroup.daemon.model import (
@@ -63,6 +63,7 @@ _observed = st.lists(
 _shares = st.floats(0.01, 0.99)
 
 
+@settings(deadline=None)
 @given(_values, _shares)
 def test_without_killed_runs_it_is_the_ordinary_quantile(values: list[int], share: float) -> None:
     found = quantile([Observed(value, False) for value in values], share)
@@ -70,6 +71,7 @@ def test_without_killed_runs_it_is_the_ordinary_quantile(values: list[int], shar
     assert found == (sorted(values)[max(rank, 1) - 1], False)
 
 
+@settings(deadline=None)
 @given(_observed, _shares, st.data())
 def test_a_killed_run_never_lowers_a_figure(
     observed: list[Observed], share: float, data: st.DataObject
@@ -82,6 +84,7 @@ def test_a_killed_run_never_lowers_a_figure(
     assert after[0] >= before[0]
 
 
+@settings(deadline=None)
 @given(_observed, _shares)
 def test_it_is_one_of_what_was_seen_and_above_all_only_when_runs_were_cut_short(
     observed: list[Observed], share: float
@@ -93,6 +96,7 @@ def test_it_is_one_of_what_was_seen_and_above_all_only_when_runs_were_cut_short(
         assert any(each.is_at_least for each in observed)
 
 
+@settings(deadline=None)
 @given(_observed, _shares, st.integers(1, 40))
 def test_it_does_not_change_when_all_runs_grow_older_together(
     observed: list[Observed], share: float, half_lives: int
@@ -162,6 +166,7 @@ def test_a_kernel_without_peaks_gives_durations_only() -> None:
     assert "does not tell how much memory" in found.reason
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 4000), st.booleans()), min_size=3, max_size=40), st.integers(0, 4000)
 )

@@ -1,0 +1,223 @@
+"""What agents do to each other on a host that is too small for them, and what the product changes about it.
+
+Plays one recording again and again, in every arm in turn, so that whatever else the machine does meets all of them alike.
+Run it with `make bench-isolation`, or `python -m bench.isolation --help`.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from agentcgroup.client import recordings
+from agentcgroup.client.recordings import Recording
+from agentcgroup.client.replaying import Pace, play
+from agentcgroup.proto.quantity import format_size, parse_size
+from bench.arms import HIGH, MEANING, Arm, Scene, daemons, needs_of, stage_of
+from bench.isolation_figures import Estimate, Repetition, arm_figures, scores, table, verdicts
+from bench.spawning import BenchError
+
+REPOSITORY: Final = Path(__file__).resolve().parent.parent
+OUT: Final = REPOSITORY / "build" / "bench"
+SHIPPED: Final = REPOSITORY / "bench" / "main-job.jsonl"
+GUEST_SHARE: Final = "/mnt/share"
+GUEST_PYTHON: Final = "/opt/agentcgroup/bin/python"
+
+_ARMS: Final = "\n".join(f"  {arm.value:<22}{meaning}" for arm, meaning in MEANING.items())
+EPILOG: Final = f"""\
+arms:
+{_ARMS}
+
+A limit is a size, or a share of what the sessions need at most, added up: "89%" is a tenth too small.
+
+results: build/bench/isolation-NAME.json, NAME being the recording's
+exit status: 0 measured; 1 could not be measured; 3 with --check: a goal was missed
+"""
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.isolation", description=__doc__, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--recording", type=Path, default=SHIPPED, help="default: the project's main job")
+    add("--limit", action="append", default=[], help="memory of the host, may be repeated; 89%% and 106%%")
+    add("--speed", type=float, default=50.0, help="default %(default)s")
+    add("--scale", type=float, default=1.0, help="of all memory, default 1")
+    add("--step", default="1M", help="allocated and timed at a time, default %(default)s")
+    add("--repetitions", type=int, default=10, help="default %(default)s")
+    add(
+        "--arm",
+        action="append",
+        default=[],
+        choices=[*Arm],
+        metavar="ARM",
+        help="only these; may be repeated",
+    )
+    add(
+        "--deadline",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="of an arm's repetition, default %(default)s",
+    )
+    add("--here", action="store_true", help="on this machine, instead of in the guest")
+    add("--kernel", default="7.3", help="of the guest, default %(default)s")
+    add("--out", type=Path, default=OUT)
+    add("--check", action="store_true", help="status 3 when a goal was missed")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point."""
+    given = parse_arguments(arguments)
+    try:
+        result = measure(given) if given.here else measure_in_guest(given)
+    except BenchError as error:
+        print(f"bench.isolation: {error}", file=sys.stderr)
+        return 1
+    if not given.here:
+        print("\n".join(result["told"]))
+    missed = any(line.startswith("MISSED") for scene in result["scenes"] for line in scene["verdicts"])
+    return 3 if given.check and missed else 0
+
+
+def measure_in_guest(given: argparse.Namespace) -> dict[str, Any]:
+    """The same in a guest, whose results come back."""
+    place = given.out / "guest"
+    place.mkdir(parents=True, exist_ok=True)
+    name = given.recording.stem
+    with tempfile.TemporaryDirectory(prefix="agentcgroup-") as directory:
+        share = Path(directory, "recording")
+        share.mkdir()
+        shutil.copyfile(given.recording, share / given.recording.name)
+        options = [
+            *(word for limit in given.limit for word in ("--limit", limit)),
+            *(word for arm in given.arm for word in ("--arm", arm)),
+        ]
+        command = [
+            str(REPOSITORY / "vm" / "run"), "--kernel", given.kernel, "--timeout", "7200", "--no-daemon",
+            "--share", "bench", "--share", str(share), "--out", str(place), "--",
+            "env", f"PYTHONPATH={GUEST_SHARE}", GUEST_PYTHON, "-m", "bench.isolation", "--here",
+            "--recording", f"{GUEST_SHARE}/recording/{given.recording.name}", "--out", "/mnt/out",
+            "--speed", str(given.speed), "--scale", str(given.scale), "--step", given.step,
+            "--repetitions", str(given.repetitions), "--deadline", str(given.deadline), *options,
+        ]  # fmt: skip
+        ran = subprocess.run(command, cwd=REPOSITORY, stdout=sys.stderr, check=False)
+    if ran.returncode:
+        raise BenchError(f"the run in the guest ended with status {ran.returncode}")
+    written = place / f"isolation-{name}.json"
+    shutil.copyfile(written, given.out / written.name)
+    result: dict[str, Any] = json.loads(written.read_text())
+    return result
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Everything, here; written to the JSON file, and told on the way."""
+    recording = recordings.read(given.recording)
+    if not any(each.priority == HIGH for each in recording.sessions):
+        raise BenchError(f"{given.recording} has no session of high priority: there is nobody to protect")
+    pace = Pace(given.speed, given.scale, parse_size(given.step))
+    needs = needs_of(recording, pace)
+    arms = [Arm(each) for each in given.arm] or list(Arm)
+    given.out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "kernel": platform.release(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "recording": {"name": given.recording.stem, "note": recording.note, "needs_bytes": needs},
+        "pace": dataclasses.asdict(pace),
+        "scenes": [],
+        "told": [],
+    }
+    for limit in given.limit or ["89%", "106%"]:
+        scene = Scene(recording, pace, limit_bytes(limit, sum(needs.values())), needs)
+        result["scenes"].append(_scene(scene, arms, given.repetitions, given.deadline, result["told"]))
+    target = given.out / f"isolation-{given.recording.stem}.json"
+    target.write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
+    _tell(result["told"], f"written to {target}")
+    return result
+
+
+def limit_bytes(text: str, need_bytes: int) -> int:
+    """A size, or a share of `need_bytes`."""
+    return round(need_bytes * float(text[:-1]) / 100) if text.endswith("%") else parse_size(text)
+
+
+def _scene(
+    scene: Scene, arms: list[Arm], repetitions: int, deadline_s: float, told: list[str]
+) -> dict[str, Any]:
+    played: dict[Arm, list[Repetition]] = {arm: [] for arm in arms}
+    order = random.Random(1)
+    need = sum(scene.needs_bytes.values())
+    _tell(told, f"\n{len(scene.recording.sessions)} sessions that need {format_size(need)}, "
+                f"in {format_size(scene.memory_bytes)}, {scene.pace.speed:g} times as fast")  # fmt: skip
+    began = time.monotonic()
+    with daemons(arms, scene.memory_bytes) as running:
+        for number in range(repetitions):
+            # A different order each time: what an arm leaves behind in the machine is nobody's in particular.
+            for arm in order.sample(arms, len(arms)):
+                part = (
+                    dataclasses.replace(scene, recording=alone(scene.recording))
+                    if arm is Arm.ALONE
+                    else scene
+                )
+                with stage_of(arm, part, running) as stage:
+                    played[arm].append(play(part.recording, stage, scene.pace, deadline_s))
+            print(
+                f"  repetition {number + 1} of {repetitions} after {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+    found = [arm_figures(arm, played[arm]) for arm in arms]
+    compared = scores(found)
+    sentences = verdicts(compared)
+    for line in (*table(found), "", *sentences):
+        _tell(told, line)
+    return {
+        "memory_bytes": scene.memory_bytes,
+        "repetitions": repetitions,
+        "took_s": round(time.monotonic() - began, 1),
+        "arms": found,
+        "scores": compared,
+        "verdicts": sentences,
+    }
+
+
+def alone(recording: Recording) -> Recording:
+    """The sessions of high priority by themselves."""
+    return recording.only([each.session for each in recording.sessions if each.priority == HIGH])
+
+
+def _tell(told: list[str], line: str) -> None:
+    told.append(line)
+    print(line, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {str(key): _plain(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_plain(each) for each in value]
+        case Estimate():
+            return dataclasses.asdict(value)
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.asdict(value)
+        case _:
+            return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

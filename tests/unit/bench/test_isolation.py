@@ -1,0 +1,167 @@
+"""What an isolation run says: figures from what was played, and sentences from figures."""
+
+import statistics
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from agentcgroup.client import recordings
+from agentcgroup.client.recordings import Call, Curve, Recording, Session, Source
+from agentcgroup.client.replaying import Pace, PlayedCall, PlayedSession, Step
+from bench import convert_traces, isolation
+from bench.arms import Arm, needs_of
+from bench.isolation_figures import (
+    Score,
+    arm_figures,
+    estimate,
+    is_as_good,
+    most_held_bytes,
+    overlap,
+    scores,
+    table,
+    verdicts,
+)
+
+MIB = 1 << 20
+
+
+def played(
+    name: str, took_us: int | None, step_us: list[int], near: tuple[int, int], high: bool
+) -> PlayedSession:
+    """Holds 10, and 100 from `near[0]` to `near[1]`."""
+    made = PlayedSession(name, "high" if high else "low", 1, completed_us=took_us, agent_status=0)
+    made.calls = [PlayedCall("c", 0, 1, 0, 1)]
+    made.steps = [Step("agent", at, took, 10) for at, took in enumerate(step_us)]
+    made.steps += [Step("agent", near[0], None, 100), Step("agent", near[1], None, 10)]
+    return made
+
+
+def trio(
+    high_us: int, low_us: int | None, step_us: int = 1000, low_near: tuple[int, int] = (150, 250)
+) -> list[PlayedSession]:
+    return [
+        played("high", high_us, [step_us] * 20, (100, 200), True),
+        played("low", low_us, [step_us] * 20, low_near, False),
+    ]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=12))
+def test_an_estimate_is_the_median_within_its_interval(values: list[float]) -> None:
+    found = estimate(values)
+    assert found.median == statistics.median(values)
+    assert found.low is not None and found.high is not None and found.median is not None
+    assert min(values) <= found.low <= found.median <= found.high <= max(values)
+
+
+def test_of_nothing_there_is_no_estimate() -> None:
+    assert estimate([]).median is None
+
+
+@pytest.mark.parametrize(
+    ("low_near", "expected"), [((100, 200), 1.0), ((150, 250), 0.5), ((200, 300), 0.0), ((50, 1000), 1.0)]
+)
+def test_overlap_is_the_share_of_the_peak_in_which_another_was_near_its_own(
+    low_near: tuple[int, int], expected: float
+) -> None:
+    assert overlap(trio(1, 1, low_near=low_near)) == expected
+    assert most_held_bytes(trio(1, 1, low_near=low_near)) == (200 if expected else 110)
+
+
+def test_alone_nothing_overlaps() -> None:
+    assert overlap(trio(1, 1)[:1]) is None
+
+
+def test_a_product_that_keeps_its_promises_says_so_and_names_who_else_does() -> None:
+    arms = [
+        arm_figures(Arm.ALONE, [trio(100, None)[:1]] * 3),
+        arm_figures(Arm.NO_CONTROL, [trio(150, 200)] * 3),
+        arm_figures(Arm.MEMORY_LOW, [trio(101, 260)] * 3),
+        arm_figures(Arm.STATIC, [trio(101, 900)] * 3),
+        arm_figures(Arm.PRODUCT_CGROUP, [trio(102, 250)] * 3),
+        arm_figures(Arm.PRODUCT, [trio(101, 250)] * 3),
+    ]
+    by_name = {score.arm: score for score in scores(arms)}
+    assert by_name["agentcgroup"] == Score("agentcgroup", 1.0, 1.01, 1.0, 1.25)
+    told = verdicts(scores(arms))
+    assert [line.partition(":")[0] for line in told[:4]] == ["reached"] * 4
+    assert told[4:] == [
+        "'memory.low' is as good as agentcgroup here: use that.",
+        "The kernel half makes no difference here.",
+    ]
+    lines = table(arms)
+    assert len(lines) == 1 + 1 + 5 * 2
+    assert "50%" in lines[2]
+
+
+def test_a_product_that_misses_says_that() -> None:
+    arms = [
+        arm_figures(Arm.ALONE, [trio(100, None, 1000)[:1]] * 2),
+        arm_figures(Arm.NO_CONTROL, [trio(100, None)] * 2),
+        arm_figures(Arm.PRODUCT, [trio(150, 200, 2000), trio(150, None, 2000)]),
+    ]
+    told = verdicts(scores(arms))
+    assert told == [
+        "MISSED: everybody survived in every repetition is 0.500, to be at least 1",
+        "MISSED: time of high priority against alone is 1.500, to be at most 1.02",
+        "MISSED: p95 of its allocation steps against alone is 2.000, to be at most 1.3",
+        # A run in which somebody died is no mark.
+        "not judged: time of the others against no control (nothing to compare with)",
+        "No simpler arm is as good as agentcgroup here.",
+    ]
+    assert verdicts([]) == []
+
+
+def test_who_lets_sessions_die_is_not_as_good() -> None:
+    product = Score("agentcgroup", 1.0, 1.0, 1.0, 1.2)
+    assert is_as_good(Score("x", 1.0, 1.04, None, 1.2), product)
+    assert not is_as_good(Score("x", 0.9, 1.0, 1.0, 1.2), product)
+    assert not is_as_good(Score("x", 1.0, 1.2, 1.0, 1.2), product)
+
+
+def test_needs_are_those_of_agent_and_calls_at_one_moment() -> None:
+    recording = Recording(
+        (Session("a", "high", memory=Curve(Source.SAMPLED, (0, 100), (10 * MIB, 20 * MIB))), Session("b")),
+        (
+            Call("c1", "a", 50, 40, memory=Curve(Source.SAMPLED, (0,), (8 * MIB,))),
+            Call("c2", "a", 80, 40, memory=Curve(Source.SAMPLED, (0, 5), (2 * MIB, 4 * MIB))),
+        ),
+    )
+    assert needs_of(recording, Pace(scale=0.5)) == {"a": 12 * MIB, "b": 0}
+
+
+@pytest.mark.parametrize(("text", "expected"), [("89%", 890), ("106%", 1060), ("1K", 1024)])
+def test_a_limit_is_a_size_or_a_share_of_the_need(text: str, expected: int) -> None:
+    assert isolation.limit_bytes(text, 1000) == expected
+
+
+def test_a_converted_run_needs_exactly_what_was_sampled() -> None:
+    samples = [
+        [0.0, 100 * MIB, None],
+        [1.0, 101 * MIB, 0],
+        [2.0, 180 * MIB, 0],
+        [3.0, 150 * MIB, 0],
+        [4.0, 120 * MIB, 0],
+    ]
+    run = {
+        "id": "task",
+        "samples": samples,
+        "tool_calls": [
+            {"start_s": 0.5, "end_s": 0.9, "command": "ls"},
+            {"start_s": 1.5, "end_s": 3.5, "command": "cd /x && python -m pytest -q"},
+            {"start_s": 1.8, "end_s": 3.0, "command": "inside"},
+            {"start_s": 3.9, "end_s": None},
+        ],
+    }
+    session, calls = convert_traces.convert(run, "a", "high", convert_traces.Options(base_bytes=10 * MIB))
+    (call,) = calls
+    assert (call.command_class, call.start_ms, call.duration_ms) == ("pytest", 1500, 2000)
+    assert call.memory == Curve(Source.SAMPLED, (500, 1500), (79 * MIB, 49 * MIB))
+    assert needs_of(Recording((session,), (call,)), Pace())["a"] == 190 * MIB
+    assert session.memory.bytes[-1] == 130 * MIB
+
+
+def test_the_shipped_recording_can_be_measured_with() -> None:
+    recording = recordings.read(isolation.SHIPPED)
+    assert {each.priority for each in recording.sessions} > {"high"}
+    assert sum(needs_of(recording, Pace()).values()) > 64 * MIB
