@@ -357,6 +357,9 @@ def history_entry(message: operator_pb2.HistoryEntry) -> values.HistoryEntry:
         parent_call_id=message.parent_call_id,
         command_class=message.command_class,
         project=message.project,
+        memory_samples=tuple(
+            values.MemorySample(each.offset_ms, each.memory_bytes) for each in message.memory_samples
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 
 from agentcgroup.client.operator_client import OperatorClient
-from agentcgroup.client.recordings import Call, Curve, Recording, Session, peak_curve
+from agentcgroup.client.recordings import Call, Curve, Recording, Session, Source, peak_curve
 from agentcgroup.client.values import HistoryEntry, Intent
 
 # Decisions in which the opening of a session is looked for.
@@ -49,11 +49,22 @@ def _call(entry: HistoryEntry, start_ms: float) -> Call:
         duration_ms=report.duration_ms,
         command_class=entry.command_class,
         verdict=report.verdict,
-        memory=Curve() if peak_bytes is None else peak_curve(peak_bytes, report.duration_ms),
+        memory=_curve(entry, peak_bytes),
         memory_peak_bytes=peak_bytes,
         cpu_usage_us=report.usage.cpu_usage_us,
         intent=_declared(entry.intent),
     )
+
+
+def _curve(entry: HistoryEntry, peak_bytes: int | None) -> Curve:
+    samples = entry.memory_samples
+    if not samples:
+        return Curve() if peak_bytes is None else peak_curve(peak_bytes, entry.report.duration_ms)
+    sizes = [each.memory_bytes for each in samples]
+    if peak_bytes is not None:
+        # The kernel saw every moment, the samples one a second: the highest of them stands for the peak.
+        sizes[sizes.index(max(sizes))] = max(peak_bytes, *sizes)
+    return Curve(Source.SAMPLED, tuple(float(each.offset_ms) for each in samples), tuple(sizes))
 
 
 def _declared(intent: Intent) -> dict[str, int | str]:

@@ -78,6 +78,8 @@ class PlayedSession:
     calls_recorded: int
     completed_us: int | None = None
     agent_status: int | None = None
+    # What it said last when it did not end well.
+    errors: str = ""
     calls: list[PlayedCall] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
 
@@ -258,7 +260,9 @@ def play(recording: Recording, stage: Stage, pace: Pace, deadline_s: float = 360
                 words = [places.launcher(), "act", str(script), str(results), "-"]
                 launcher = stage.launcher(session)
                 words += ["--", *launcher] if launcher else []
-                agent = subprocess.Popen(words, stdin=subprocess.PIPE)
+                # Launchers say there what they were refused, which is counted; it is of interest when an agent fails.
+                with errors_of(results).open("wb") as errors:
+                    agent = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=errors)
                 agents.append((session, agent, results))
                 stage.place(session, agent.pid)
             begin_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000 + HEAD_START_US
@@ -282,6 +286,11 @@ def play(recording: Recording, stage: Stage, pace: Pace, deadline_s: float = 360
                     agent.stdin.close()
 
 
+def errors_of(results: Path) -> Path:
+    """Where agent and launchers of a session complain."""
+    return results.with_suffix(".errors")
+
+
 def _wait(agent: "subprocess.Popen[bytes]", end: float) -> int | None:
     try:
         return agent.wait(max(0.0, end - time.monotonic()))
@@ -298,6 +307,8 @@ def _played(recording: Recording, session: Session, status: int | None, results:
         len(recording.calls_of(session.session)),
         agent_status=None if status is None else status if status >= 0 else 128 - status,
     )
+    if status != 0:
+        played.errors = errors_of(results).read_text(encoding="utf-8", errors="replace")[-1000:]
     text = results.read_text(encoding="utf-8") if results.exists() else ""
     for line in text.splitlines():
         what, who, *rest = line.split(" ")

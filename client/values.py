@@ -349,6 +349,14 @@ class ConfigurationChange:
 
 
 @dataclass(frozen=True, slots=True)
+class MemorySample:
+    """`offset_ms` counts from the beginning of the call."""
+
+    offset_ms: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryEntry:
     """An ended call as the history keeps it."""
 
@@ -359,6 +367,7 @@ class HistoryEntry:
     parent_call_id: str = ""
     command_class: str = ""
     project: str = ""
+    memory_samples: tuple[MemorySample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,6 +169,8 @@ class HistoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str = "history.sqlite3"
     keep: DurationMs = 30 * 86_400_000
     max_size: SizeBytes = 256 << 20
+    # Keep the memory of running calls over time, once a second, for recordings.
+    samples: bool = False
 
 
 class SuggestConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -334,6 +334,8 @@ class HistoryEntry:
     parent_call_id: str
     # What the call belongs to by its label or its session's; "" for none. See policy/suggest.py.
     project: str = ""
+    # Memory while it ran: milliseconds since its start, bytes. Empty where `history.samples` is off.
+    memory_samples: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -560,6 +562,8 @@ class ToolCall:
     queue: QueuePlace | None = None
     # What it was answered in the end when it was queued in vain.
     refusal: Answer | None = None
+    # See HistoryEntry.
+    memory_samples: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def is_live(self) -> bool:

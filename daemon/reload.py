@@ -27,6 +27,7 @@ LIVE: Final = frozenset(
         "host.sessions_max",
         "host.calls_max",
         "host.oversubscription",
+        "history.samples",
     }
 )
 

@@ -296,4 +296,8 @@ def _entry(entry: HistoryEntry) -> pb.HistoryEntry:
         parent_call_id=entry.parent_call_id,
         command_class=command_class(entry.intent.command),
         project=entry.project,
+        memory_samples=[
+            pb.MemorySample(offset_ms=offset_ms, memory_bytes=memory_bytes)
+            for offset_ms, memory_bytes in entry.memory_samples
+        ],
     )

@@ -3,7 +3,7 @@
 import asyncio
 
 from agentcgroup.daemon.controller.core import DEADLINE_TIMER, Life
-from agentcgroup.daemon.controller.idle import IdleReclaim
+from agentcgroup.daemon.controller.sampling import Sampling
 from agentcgroup.daemon.model import (
     Action,
     Actor,
@@ -17,7 +17,7 @@ from agentcgroup.daemon.model import (
 from agentcgroup.daemon.ports import Process
 
 
-class Beginnings(IdleReclaim):
+class Beginnings(Sampling):
     def _run(self, call: ToolCall, process: Process, started_at_ns: int) -> None:
         """The process is in the call's cgroup. Takes over its pidfd."""
         call.pid, call.started_at_ns, call.state = process.pid, started_at_ns, CallState.RUNNING
@@ -44,6 +44,7 @@ class Beginnings(IdleReclaim):
         self._decided(Action.BEGUN, call.session, words, call=call, actor=Actor.AGENT, pid=call.pid)
         self._say(FeedbackKind.STARTED, call.session, words, call=call, level=Level.AMPLE)
         self._begin_ladder(call)
+        self._begin_samples(call)
 
     def _follow(self, call: ToolCall, process: Process) -> None:
         """The call goes on as long as a process that is followed; one forked later than the main process becomes it.

@@ -178,6 +178,7 @@ class Endings(Learning):
             call.decision,
             call.parent_id,
             project_of(call.intent.labels, session.labels),
+            tuple(call.memory_samples),
         )
         self._history.record(entry)
         self._experience.learn((entry,))

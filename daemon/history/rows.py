@@ -22,12 +22,13 @@ COLUMNS: Final = (
     *("call_id", "session", "parent_call_id", "verdict", "decision", "exit_code", "signal"),
     *("started_at_ns", "ended_at_ns", "duration_ms", "memory_peak_bytes", "cpu_usage_us"),
     *("leftover_processes", "cpu_class", "command_class", "message", "advice", "usage", "intent", "limits"),
-    "project",
+    *("project", "memory_samples"),
 )
 
 # SQLite integers are signed 64 bit (https://www.sqlite.org/datatype3.html).
 _INT64_MAX: Final = (1 << 63) - 1
 
+Samples = tuple[tuple[int, int], ...]
 Row = tuple[int | str | None, ...]
 
 
@@ -70,6 +71,9 @@ def decode(row: Row) -> HistoryEntry:
             decision=Decision(column["decision"]),
             parent_call_id=column["parent_call_id"],
             project=column["project"],
+            memory_samples=msgspec.json.decode(column["memory_samples"], type=Samples)
+            if column["memory_samples"]
+            else (),
         )
     except (ValueError, TypeError, msgspec.MsgspecError) as error:
         raise BadRow(f"call {column['call_id']}: {error}") from error
@@ -99,6 +103,7 @@ def _row(entry: HistoryEntry) -> Row:
         _json(intent),
         None if entry.limits is None else _json(entry.limits),
         entry.project,
+        msgspec.json.encode(entry.memory_samples).decode() if entry.memory_samples else None,
     )
     return checked(row)
 

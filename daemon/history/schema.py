@@ -69,6 +69,7 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
         "CREATE INDEX calls_by_call ON calls (call_id)",
     ),
     ("ALTER TABLE calls ADD COLUMN project TEXT NOT NULL DEFAULT ''",),
+    ("ALTER TABLE calls ADD COLUMN memory_samples TEXT",),
 )
 
 # How long a statement waits for another process that holds the file.

@@ -13,7 +13,7 @@ from agentcgroup.client import exporting, recordings, replaying
 from agentcgroup.client.errors import InvalidRequest
 from agentcgroup.client.recordings import Call, Curve, Recording, Session, Source
 from agentcgroup.client.replaying import Pace, PlayedCall, PlayedSession, Step, percentile, script_of
-from agentcgroup.client.values import HistoryEntry, Intent, Limits, Report, Usage, Verdict
+from agentcgroup.client.values import HistoryEntry, Intent, Limits, MemorySample, Report, Usage, Verdict
 from agentcgroup.proto.v1 import operator_pb2 as operator, types_pb2 as pb
 from tests.unit.client.conftest import Cli
 from tests.unit.client.scripted_daemon import ScriptedDaemon
@@ -258,6 +258,16 @@ def test_an_export_has_what_the_history_knows_and_no_command_line() -> None:
     file = io.StringIO()
     recordings.write(made, file)
     assert "password" not in file.getvalue() and first.intent == {"memory_bytes": 5}
+
+
+def test_samples_of_the_history_become_a_curve_that_reaches_the_kernels_peak() -> None:
+    usage = Usage(memory_peak_bytes=9 * MIB)
+    report = Report("c1", "web", Verdict.OK, usage=usage, started_at=datetime.now(UTC), duration_ms=99)
+    samples = (MemorySample(1000, MIB), MemorySample(2000, 5 * MIB), MemorySample(3000, 2 * MIB))
+    made = exporting.recording_of(
+        [HistoryEntry(report, Intent(), Limits(), None, memory_samples=samples)], {}
+    )
+    assert made.calls[0].memory == Curve(Source.SAMPLED, (1000, 2000, 3000), (MIB, 9 * MIB, 2 * MIB))
 
 
 def test_the_command_exports_to_a_file_and_replays_it(

@@ -116,6 +116,8 @@ def test_an_entry_comes_back_whole(make: Make) -> None:
         limits=None,
         decision=Decision.TRIMMED,
         parent_call_id="c-0",
+        project="django",
+        memory_samples=((1000, 5), (2000, 2**40)),
     )
     store = make()
     store.record(full)
