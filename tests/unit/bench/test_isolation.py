@@ -5,7 +5,6 @@ import statistics
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from agentcgroup.client import recordings
 from agentcgroup.client.recordings import Call, Curve, Recording, Session, Source
 from agentcgroup.client.replaying import Pace, PlayedCall, PlayedSession, Step
 from bench import convert_traces, isolation
@@ -159,9 +158,3 @@ def test_a_converted_run_needs_exactly_what_was_sampled() -> None:
     assert call.memory == Curve(Source.SAMPLED, (500, 1500), (79 * MIB, 49 * MIB))
     assert needs_of(Recording((session,), (call,)), Pace())["a"] == 190 * MIB
     assert session.memory.bytes[-1] == 130 * MIB
-
-
-def test_the_shipped_recording_can_be_measured_with() -> None:
-    recording = recordings.read(isolation.SHIPPED)
-    assert {each.priority for each in recording.sessions} > {"high"}
-    assert sum(needs_of(recording, Pace()).values()) > 64 * MIB
