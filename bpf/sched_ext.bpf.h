@@ -64,14 +64,7 @@ struct pt_regs {
 };
 
 struct pt_regs___x86 {
-	unsigned long orig_ax;
 	unsigned long cs;
-};
-
-/* Since 6.9: `ss` with what FRED adds in its upper bits. */
-struct pt_regs___fred {
-	u64 ssx;
-	u64 fred_ss;
 };
 
 struct pt_regs___arm64 {
@@ -116,8 +109,6 @@ struct sched_ext_ops {
 
 /* include/linux/sched/ext.h; the values are part of the interface. */
 enum {
-	/* include/uapi/linux/bpf.h, since 6.7. */
-	TIMER_CPU_PIN = 2,
 	SCX_DSQ_LOCAL_ = 2,
 	SCX_TASK_QUEUED_ = 1,
 	SCX_KICK_IDLE_ = 1,
@@ -196,23 +187,6 @@ static __always_inline bool interrupted_user_code(void)
 	if (bpf_core_field_exists(((struct pt_regs___arm64 *)0)->pstate))
 		return (BPF_CORE_READ((struct pt_regs___arm64 *)regs, pstate) & 0xf) == 0;
 	return false;
-}
-
-/*
- * Whether `p` came from user code into the kernel by an interrupt and not by a system call, a page fault or any other
- * exception; false where that cannot be told. Then it has taken no lock on its way, however it came to be switched out.
- * On x86 an interrupt leaves -1 where the others leave a number; with FRED all but system calls do, but for the type.
- */
-static __always_inline bool entered_by_interrupt(struct task_struct *p)
-{
-	struct pt_regs___x86 *regs = (void *)bpf_task_pt_regs(p);
-	unsigned long fred_type = 0;
-
-	if (!regs || !bpf_core_field_exists(((struct pt_regs___x86 *)0)->orig_ax))
-		return false;
-	if (bpf_core_field_exists(((struct pt_regs___fred *)0)->fred_ss))
-		fred_type = (BPF_CORE_READ((struct pt_regs___fred *)regs, ssx) >> 48) & 0xf;
-	return (long)BPF_CORE_READ(regs, orig_ax) == -1 && !fred_type;
 }
 
 /*

@@ -122,7 +122,7 @@ void BPF_PROG(agentcg_enqueue, struct task_struct *p, u64 enq_flags)
 	state->queued_at_ns = now;
 	if (is_held(p, state) && park(p, enq_flags)) {
 		/* So that `running` ends the hold, whoever found the task. */
-		state->may_park = PARK_TICK;
+		state->may_park = 1;
 		return;
 	}
 	/* As the kernel does for a scheduler that does not ask for them: only this CPU may run it. */
@@ -304,13 +304,6 @@ s32 BPF_PROG(agentcg_init)
 		error = scx_bpf_create_dsq(PINNED_QUEUE + cpu, -1);
 	if (error)
 		return error;
-	for (cpu = zero; cpu < knobs.cpus && cpu < CPUS && can_loop; cpu++) {
-		value = bpf_map_lookup_elem(&scheduler_looks, &cpu);
-		if (!value)
-			return -3;
-		bpf_timer_init(&value->timer, &scheduler_looks, 1 /* CLOCK_MONOTONIC */);
-		bpf_timer_set_callback(&value->timer, on_look);
-	}
 	value = bpf_map_lookup_elem(&scheduler_timer, &first);
 	if (!value)
 		return -3;

@@ -2,24 +2,14 @@
 /*
  * The scheduler's side of holds: taking tasks off, keeping them, letting them go. The contract is in holds.bpf.h.
  *
- * A task is held only if it was interrupted in user mode, so that it has no lock of the kernel. A tick that comes upon
- * kernel code starts a timer of this CPU that looks again every LOOK_NS, for a task that takes one page fault after the
- * other is in the kernel at most of its ticks.
+ * A task is held only where it has no lock of the kernel: when a tick interrupted it in user mode, or when the writer of
+ * its hold found it on its way back there. A task that takes one page fault after the other is in the kernel at most of
+ * its ticks, so a hold of it begins late unless its writer can do the latter (kernel 6.18).
  */
 #ifndef AGENTCGROUP_SCHEDULER_PARK_BPF_H
 #define AGENTCGROUP_SCHEDULER_PARK_BPF_H
 
 #include "scheduler_latency.bpf.h"
-
-#define LOOK_NS (100 * 1000ULL)
-enum {
-	/* Looks after one tick; the next tick begins anew. */
-	LOOKS_MAX = 40,
-
-	/* What found the task in user mode; scheduler_task.may_park. */
-	PARK_TICK = 1,
-	PARK_LOOK = 2,
-};
 
 static __always_inline struct scheduler_hold *hold_of(struct task_struct *p)
 {
@@ -41,10 +31,7 @@ static __always_inline bool is_held(struct task_struct *p, const struct schedule
 	/* Its writer found it on its way back, see `on_way_back`. */
 	if (hold && hold->on_way_back)
 		return is_hold_wanted(p);
-	/* What a look saw may be over by the time its kick arrives. */
-	if (!state->may_park || (state->may_park == PARK_LOOK && !entered_by_interrupt(p)))
-		return false;
-	return is_hold_wanted(p);
+	return state->may_park && is_hold_wanted(p);
 }
 
 /* Put `p` away until its hold ends. False: it has been held for as long as a task may be. */
@@ -111,54 +98,14 @@ static u64 end_holds(void)
 	return HOLD_CHECK_NS;
 }
 
-/* Look at this CPU's task again in LOOK_NS. */
-static void look_again(s32 cpu)
-{
-	u32 key = cpu;
-	struct timer_value *value = bpf_map_lookup_elem(&scheduler_looks, &key);
-
-	if (value)
-		bpf_timer_start(&value->timer, LOOK_NS, TIMER_CPU_PIN);
-}
-
-/* In the soft interrupt of a timer that has interrupted the CPU's task. */
-static int on_look(void *map, u32 *key, struct timer_value *value)
-{
-	struct task_struct *p = bpf_get_current_task_btf();
-	struct scheduler_task *state = state_of(p);
-	struct cpu_state *cpu = cpu_at(*key);
-
-	if (!state || !is_hold_wanted(p)) {
-		cpu->looks_left = 0;
-		return 0;
-	}
-	if (entered_by_interrupt(p)) {
-		cpu->looks_left = 0;
-		state->may_park = PARK_LOOK;
-		scx_bpf_kick_cpu(*key, SCX_KICK_PREEMPT_);
-	} else if (cpu->looks_left) {
-		cpu->looks_left--;
-		look_again(*key);
-	}
-	return 0;
-}
-
-/* At a tick: take `p` off, now or soon, if it is to be held. */
+/* At a tick: take `p` off if it is to be held and runs user code. */
 static bool take_off(struct task_struct *p, struct scheduler_task *state)
 {
-	s32 number = scx_bpf_task_cpu(p);
-	struct cpu_state *cpu = cpu_at(number);
-
-	if (!is_hold_wanted(p))
+	if (!is_hold_wanted(p) || !interrupted_user_code())
 		return false;
-	if (interrupted_user_code()) {
-		state->may_park = PARK_TICK;
-		set_slice(p, 0);
-		return true;
-	}
-	cpu->looks_left = LOOKS_MAX;
-	look_again(number);
-	return false;
+	state->may_park = 1;
+	set_slice(p, 0);
+	return true;
 }
 
 #endif

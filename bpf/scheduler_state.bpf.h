@@ -33,8 +33,6 @@ struct cpu_state {
 	u32 latency;
 	u32 idle_retries;
 	u32 is_busy;
-	/* Looks that are left for a moment in user mode at which the running task can be taken off to be held. */
-	u32 looks_left;
 };
 
 static struct cpu_state cpus[CPUS];
@@ -77,14 +75,6 @@ struct {
 	__type(key, u32);
 	__type(value, struct timer_value);
 } scheduler_timer SEC(".maps");
-
-/* By CPU; see scheduler_park.bpf.h. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, CPUS);
-	__type(key, u32);
-	__type(value, struct timer_value);
-} scheduler_looks SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
