@@ -111,7 +111,7 @@ class Api:
             await self.close(name)
         if self._operator_server is not None:
             self._operators.close()
-            await self._operator_server.stop(_STOP_GRACE_S)
+            await _stop(self._operator_server, _STOP_GRACE_S, "operators")
             self._operator_server = None
             (self._run_dir / sockets.OPERATOR_SOCKET).unlink(missing_ok=True)
         if not await self._guard.drain(_DRAIN_S):
@@ -158,7 +158,7 @@ class Api:
         served.door.close()
         served.files.close()
         served.service.close()
-        await served.server.stop(_SESSION_GRACE_S)
+        await _stop(served.server, _SESSION_GRACE_S, name)
         await asyncio.to_thread(_remove, served.path)
 
     def _new_server(self) -> grpc.aio.Server:
@@ -173,6 +173,16 @@ async def _add_standard_services(server: grpc.aio.Server, service: str) -> None:
     await servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection((service, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+
+async def _stop(server: grpc.aio.Server, grace_s: float, whose: str) -> None:
+    """Stops `server`; one that comes to no end goes on by itself, as a session's end must not wait for it."""
+    stopping = asyncio.ensure_future(server.stop(grace_s))
+    done, _ = await asyncio.wait({stopping}, timeout=grace_s + _DRAIN_S)
+    if not done:
+        log.warning(
+            "the gRPC server of %s has not stopped in %.0f s; going on without it", whose, grace_s + _DRAIN_S
+        )
 
 
 def _bind(server: grpc.aio.Server, path: Path) -> None:
