@@ -40,6 +40,10 @@ port = {port}
 
 [docker]
 enabled = false
+
+# So that what ran can be exported and replayed: bench/main-job.jsonl came about like that.
+[history]
+samples = true
 """
 
 

@@ -10,6 +10,7 @@ from agentcgroup.daemon.config import Config, DaemonConfig, HistoryConfig
 from agentcgroup.daemon.controller import sampling
 from agentcgroup.daemon.model import CallMemory
 from agentcgroup.proto.v1 import agent_pb2, operator_pb2 as pb, types_pb2
+from tests.fakes import FakeHost
 from tests.integration.harness import DEADLINE_S, MIB, Daemon
 
 
@@ -29,6 +30,7 @@ async def test_a_running_call_is_looked_at_when_asked_for(
 ) -> None:
     monkeypatch.setattr(sampling, "INTERVAL_MS", 1)
     monkeypatch.setattr(sampling, "SAMPLES_KEPT", 8)
+    monkeypatch.setattr(FakeHost, "call_memory", lambda host, call_id: CallMemory(current_bytes=5 * MIB))
     config = Config(daemon=DaemonConfig(run_dir=str(run_dir)), history=HistoryConfig(samples=samples))
     daemon = Daemon(run_dir, config)
     await daemon.start()
@@ -37,7 +39,6 @@ async def test_a_running_call_is_looked_at_when_asked_for(
         agent = daemon.agent("web")
         process = types_pb2.ProcessRef(pid=daemon.process("web"))
         begun = await agent.BeginCall(agent_pb2.BeginCallRequest(intent=types_pb2.Intent(), process=process))
-        daemon.host.calls[begun.call.id].memory = CallMemory(current_bytes=5 * MIB)
         call = daemon.controller.call(None, begun.call.id)
         async with asyncio.timeout(DEADLINE_S):
             while samples and len(call.memory_samples) < 6:  # noqa: ASYNC110
