@@ -23,7 +23,7 @@ from agentcgroup.cgroups.membership import find_mount
 from agentcgroup.client.errors import ClientError
 from agentcgroup.client.operator_client import OperatorClient
 from agentcgroup.client.recordings import Recording, Session
-from agentcgroup.client.replaying import BareStage, Pace, Stage, daemon_stage, safe_name
+from agentcgroup.client.replaying import BareStage, Pace, Stage, curve_of, daemon_stage, safe_name
 from bench.spawning import BenchError
 
 START_WITHIN_S: Final = 120.0
@@ -70,19 +70,23 @@ class Scene:
 
 def needs_of(recording: Recording, pace: Pace) -> dict[str, int]:
     """What each session holds at most when nothing holds it up, by the recording: agent and calls added up over time."""
-    needs = {}
+    return {each.session: joint_need(recording.only([each.session]), pace) for each in recording.sessions}
+
+
+def joint_need(recording: Recording, pace: Pace) -> int:
+    """The same of all sessions together: what a host needs that nothing has to wait on."""
+    changes: list[tuple[float, str, int]] = []
     for session in recording.sessions:
-        changes = [(at_ms, "", size) for at_ms, size in session.memory.points]
-        for call in recording.calls_of(session.session):
-            points = [(call.start_ms + at_ms, call.call, size) for at_ms, size in call.memory.points]
-            changes += [*points, (call.end_ms, call.call, 0)]
-        held: dict[str, int] = {}
-        most = 0
-        for _, who, size in sorted(changes, key=lambda change: change[0]):
-            held[who] = size
-            most = max(most, sum(held.values()))
-        needs[session.session] = pace.bytes(most)
-    return needs
+        changes += [(at_ms, session.session, size) for at_ms, size in session.memory.points]
+    for number, call in enumerate(recording.calls):
+        changes += [(call.start_ms + at_ms, f"call {number}", size) for at_ms, size in curve_of(call).points]
+        changes.append((call.end_ms, f"call {number}", 0))
+    held: dict[str, int] = {}
+    most = 0
+    for _, who, size in sorted(changes, key=lambda change: change[0]):
+        held[who] = size
+        most = max(most, sum(held.values()))
+    return pace.bytes(most)
 
 
 # ---- bare arms

@@ -23,7 +23,7 @@ from agentcgroup.client import recordings
 from agentcgroup.client.recordings import Recording
 from agentcgroup.client.replaying import Pace, play
 from agentcgroup.proto.quantity import format_size, parse_size
-from bench.arms import HIGH, MEANING, Arm, Scene, daemons, needs_of, stage_of
+from bench.arms import HIGH, MEANING, Arm, Scene, daemons, joint_need, needs_of, stage_of
 from bench.isolation_figures import Estimate, Repetition, arm_figures, scores, table, verdicts
 from bench.spawning import BenchError
 
@@ -38,7 +38,8 @@ EPILOG: Final = f"""\
 arms:
 {_ARMS}
 
-A limit is a size, or a share of what the sessions need at most, added up: "89%" is a tenth too small.
+A limit is a size, or a share of what the sessions hold at most together when nothing holds them up: "89%" is a tenth too
+small.
 
 results: build/bench/isolation-NAME.json, NAME being the recording's
 exit status: 0 measured; 1 could not be measured; 3 with --check: a goal was missed
@@ -143,7 +144,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "told": [],
     }
     for limit in given.limit or ["89%", "106%"]:
-        scene = Scene(recording, pace, limit_bytes(limit, sum(needs.values())), needs)
+        scene = Scene(recording, pace, limit_bytes(limit, joint_need(recording, pace)), needs)
         result["scenes"].append(_scene(scene, arms, given.repetitions, given.deadline, result["told"]))
     target = given.out / f"isolation-{given.recording.stem}.json"
     target.write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
@@ -161,8 +162,8 @@ def _scene(
 ) -> dict[str, Any]:
     played: dict[Arm, list[Repetition]] = {arm: [] for arm in arms}
     order = random.Random(1)
-    need = sum(scene.needs_bytes.values())
-    _tell(told, f"\n{len(scene.recording.sessions)} sessions that need {format_size(need)}, "
+    need = joint_need(scene.recording, scene.pace)
+    _tell(told, f"\n{len(scene.recording.sessions)} sessions that need {format_size(need)} together, "
                 f"in {format_size(scene.memory_bytes)}, {scene.pace.speed:g} times as fast")  # fmt: skip
     began = time.monotonic()
     with daemons(arms, scene.memory_bytes) as running:

@@ -115,7 +115,8 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 # ---- scripts
 
 
-def _curve_of(call: Call) -> Curve:
+def curve_of(call: Call) -> Curve:
+    """What is played of `call`: its curve, or a guess from its peak."""
     if call.memory.offset_ms:
         return call.memory
     return peak_curve(call.memory_peak_bytes or 0, call.duration_ms)
@@ -149,7 +150,7 @@ def script_of(recording: Recording, session: Session, pace: Pace) -> str:
         lines.append(f"call {number}:{''.join(each for each in call.call if each.isalnum() or each in '-._')[:40]} "
                      f"{pace.us(call.start_ms)} {pace.us(call.duration_ms)}")  # fmt: skip
         lines += [f"option {_one_line(word)}" for word in _options_of(call, session, pace)]
-        lines += _points(_curve_of(call), pace, call.duration_ms)
+        lines += _points(curve_of(call), pace, call.duration_ms)
     return "\n".join(lines) + "\n"
 
 

@@ -107,6 +107,8 @@ def _classify(words: list[str], depth: int) -> str:
     if not words:
         return ""
     name = _basename(words[0])
+    if name.startswith("$"):  # only the shell knows what that is
+        return ""
     program = _VERSION.sub("", name) or name
     arguments = words[1:]
     if depth == 0:

@@ -5,10 +5,11 @@ import statistics
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from agentcgroup.client import recordings
 from agentcgroup.client.recordings import Call, Curve, Recording, Session, Source
 from agentcgroup.client.replaying import Pace, PlayedCall, PlayedSession, Step
 from bench import convert_traces, isolation
-from bench.arms import Arm, needs_of
+from bench.arms import Arm, joint_need, needs_of
 from bench.isolation_figures import (
     Score,
     arm_figures,
@@ -127,6 +128,10 @@ def test_needs_are_those_of_agent_and_calls_at_one_moment() -> None:
         ),
     )
     assert needs_of(recording, Pace(scale=0.5)) == {"a": 12 * MIB, "b": 0}
+    both = Recording(
+        recording.sessions, (*recording.calls, Call("c3", "b", 85, 5, memory_peak_bytes=10 * MIB))
+    )
+    assert joint_need(both, Pace()) == (10 + 8 + 4 + 10) * MIB
 
 
 @pytest.mark.parametrize(("text", "expected"), [("89%", 890), ("106%", 1060), ("1K", 1024)])
@@ -158,3 +163,9 @@ def test_a_converted_run_needs_exactly_what_was_sampled() -> None:
     assert call.memory == Curve(Source.SAMPLED, (500, 1500), (79 * MIB, 49 * MIB))
     assert needs_of(Recording((session,), (call,)), Pace())["a"] == 190 * MIB
     assert session.memory.bytes[-1] == 130 * MIB
+
+
+def test_the_shipped_recording_can_be_measured_with() -> None:
+    recording = recordings.read(isolation.SHIPPED)
+    assert {each.priority for each in recording.sessions} > {"high"}
+    assert joint_need(recording, Pace()) > 64 * MIB

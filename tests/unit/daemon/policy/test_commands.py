@@ -37,6 +37,7 @@ from agentcgroup.daemon.policy.commands import command_class
         (["bash", "-c", "for i in 1 2; do make; done"], "bash"),
         (["bash", "-c", "echo 'unclosed"], "bash"),
         (["bash", "-c", ""], "bash"),
+        (["sh", "-c", 'exec "$0" "$@"', "make"], "sh"),
         (["bash", "/src/script.sh"], "script.sh"),
         (["/src/script.sh"], "script.sh"),
         (["./configure"], "configure"),
