@@ -24,6 +24,15 @@ struct sched_ext_entity___scheduler {
 
 struct cpumask;
 
+struct cgroup___scheduler {
+	struct cgroup_subsys_state *subsys[1];
+};
+
+struct task_group {
+	struct cgroup_subsys_state css;
+	int idle;
+};
+
 struct task_struct___scheduler {
 	int pid;
 	unsigned int flags;
@@ -72,6 +81,11 @@ struct pt_regs___arm64 {
 };
 
 #pragma clang attribute pop
+
+/* What is not of the host has other numbers here. */
+enum cgroup_subsys_id___scheduler {
+	cpu_cgrp_id___scheduler,
+};
 
 /* Complete, for the same reason. */
 struct cpumask {
@@ -146,6 +160,8 @@ extern s32 scx_bpf_pick_idle_cpu(const struct cpumask *allowed, u64 flags) __ksy
 extern void scx_bpf_kick_cpu(s32 cpu, u64 flags) __ksym __weak;
 extern s32 scx_bpf_task_cpu(const struct task_struct *p) __ksym __weak;
 extern u64 scx_bpf_now(void) __ksym __weak;
+extern struct cgroup *bpf_cgroup_from_id(u64 id) __ksym __weak;
+extern void bpf_cgroup_release(struct cgroup *cgrp) __ksym __weak;
 extern const struct cpumask *scx_bpf_get_online_cpumask(void) __ksym __weak;
 extern void scx_bpf_put_cpumask(const struct cpumask *cpumask) __ksym __weak;
 extern bool bpf_cpumask_subset(const struct cpumask *src1, const struct cpumask *src2) __ksym __weak;
@@ -154,6 +170,20 @@ extern bool bpf_cpumask_test_cpu(u32 cpu, const struct cpumask *cpumask) __ksym 
 extern bool scx_bpf_task_set_slice(struct task_struct *p, u64 slice) __ksym __weak;
 /* The registers that the running interrupt came upon (lib/irq_regs.c). */
 extern struct pt_regs *__irq_regs __ksym __weak;
+
+/* cpu.idle of a cgroup. Its callback, ops.cgroup_set_idle, is there since 6.19 only, and says nothing of the beginning. */
+static __always_inline bool is_idle_cgroup(struct cgroup *cgrp)
+{
+	u32 cpu = bpf_core_enum_value(enum cgroup_subsys_id___scheduler, cpu_cgrp_id___scheduler);
+	void *states = &((struct cgroup___scheduler *)cgrp)->subsys[0];
+	/* A state is the first member of what it is the state of. */
+	struct task_group *group = NULL;
+
+	if (!bpf_core_field_exists(((struct task_group *)0)->idle))
+		return false;
+	bpf_probe_read_kernel(&group, sizeof(group), states + cpu * sizeof(group));
+	return group && BPF_CORE_READ(group, idle);
+}
 
 static __always_inline void set_slice(struct task_struct *p, u64 slice)
 {

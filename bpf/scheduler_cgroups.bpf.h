@@ -15,6 +15,31 @@ static u32 group_of(struct cgroup *cgrp)
 	return group ? *group : root_group;
 }
 
+static __always_inline void set_idle(struct group *group, bool is_idle)
+{
+	if (is_idle)
+		group->flags |= GROUP_IDLE;
+	else
+		group->flags &= ~GROUP_IDLE;
+}
+
+/* Look whether cpu.idle of a group's cgroup has changed. */
+static void follow_idle(struct group *group)
+{
+	struct cgroup *cgrp = bpf_cgroup_from_id(group->cgroup_id);
+	bool is_idle;
+
+	if (!cgrp)
+		return;
+	is_idle = is_idle_cgroup(cgrp);
+	bpf_cgroup_release(cgrp);
+	if (is_idle == !!(group->flags & GROUP_IDLE))
+		return;
+	bpf_spin_lock(&tree_lock);
+	set_idle(group, is_idle);
+	bpf_spin_unlock(&tree_lock);
+}
+
 SEC("struct_ops/agentcg_cgroup_move")
 void BPF_PROG(agentcg_cgroup_move, struct task_struct *p, struct cgroup *from, struct cgroup *to)
 {
@@ -40,7 +65,7 @@ s32 BPF_PROG(agentcg_cgroup_init, struct cgroup *cgrp, struct scx_cgroup_init_ar
 	struct cgroup *above = BPF_CORE_READ(cgrp, self.parent, cgroup);
 	u32 parent = above ? group_of(above) : NO_GROUP, number, weight = args->weight;
 	struct group *group;
-	bool is_made;
+	bool is_made, is_idle = is_idle_cgroup(cgrp);
 	s32 error;
 
 	if (bpf_core_field_exists(args->bw_quota_us)) {
@@ -75,6 +100,7 @@ s32 BPF_PROG(agentcg_cgroup_init, struct cgroup *cgrp, struct scx_cgroup_init_ar
 	group->runnable = 0;
 	group->references = 0;
 	group->flags = 0;
+	set_idle(group, is_idle);
 	group->debt = 0;
 	group->clock = 0;
 	group->own_key = 0;

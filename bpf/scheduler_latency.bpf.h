@@ -21,6 +21,8 @@ static u32 latency_of(u32 group)
 	int i;
 
 	for (i = 0; i < CLASS_LEVELS && group; i++) {
+		if (at(group)->flags & GROUP_IDLE)
+			return LATENCY_BATCH;
 		id = at(group)->cgroup_id;
 		class = bpf_map_lookup_elem(&latency_classes, &id);
 		if (class)

@@ -6,6 +6,7 @@
 #define AGENTCGROUP_SCHEDULER_TIMER_BPF_H
 
 #include "scheduler_affinity.bpf.h"
+#include "scheduler_cgroups.bpf.h"
 
 /* Tasks of one queue that have waited too long, or are to end, go where every CPU looks first. */
 static void rescue_from(u32 queue, u64 now)
@@ -44,7 +45,7 @@ static void sweep(u64 now)
 		if (group->flags & GROUP_DEAD && !group->references) {
 			freed = false;
 			bpf_spin_lock(&tree_lock);
-			if (group->flags == GROUP_DEAD && !group->references && !group->heap) {
+			if ((group->flags & ~GROUP_IDLE) == GROUP_DEAD && !group->references && !group->heap) {
 				unreference(group->parent);
 				group->flags = 0;
 				group->cgroup_id = 0;
@@ -57,6 +58,8 @@ static void sweep(u64 now)
 				count(GROUPS_FREED);
 			continue;
 		}
+		if (group->runnable && number != root_group)
+			follow_idle(group);
 		if (group->queued && scx_bpf_dsq_nr_queued(GROUP_QUEUE + number) > 0)
 			rescue_from(GROUP_QUEUE + number, now);
 	}

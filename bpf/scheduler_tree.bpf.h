@@ -25,6 +25,8 @@ enum {
 	GROUP_IN_HEAP = 1,
 	GROUP_THROTTLED = 2,
 	GROUP_DEAD = 4,
+	/* cpu.idle: weight 1, whatever cpu.weight says, and behind everybody in latency. */
+	GROUP_IDLE = 8,
 };
 
 /*
@@ -86,7 +88,7 @@ static __always_inline struct group *at(u32 number)
 
 static __always_inline s64 weighted(const struct group *group, s64 ns)
 {
-	u32 weight = group->weight ? group->weight : 1;
+	u32 weight = group->weight && !(group->flags & GROUP_IDLE) ? group->weight : 1;
 
 	/* BPF has no signed division below -mcpu=v4. */
 	return ns < 0 ? -(s64)((u64)-ns * WEIGHT_DEFAULT / weight) : (s64)((u64)ns * WEIGHT_DEFAULT / weight);

@@ -118,6 +118,16 @@ def test_a_cap_is_kept_beside_others_and_alone(ground: Path, scheduler: CpuSched
     assert abs(share_alone - 50) < 5 and abs(share_beside - 50) < 5
 
 
+def test_an_idle_cgroup_gets_next_to_nothing_beside_another(ground: Path, scheduler: CpuScheduler) -> None:
+    busy, idle = make(ground / "busy"), make(ground / "idle")
+    children = spin(busy) + spin(idle)
+    (idle / "cpu.idle").write_text("1")
+    # The scheduler looks for it once a second.
+    used = used_us(ground, [busy, idle], 6)
+    end(children)
+    assert 100 * used[idle] / sum(used.values()) < 20
+
+
 def share_of_one_cpu(group: Path, cpu_s: float) -> float:
     before, begun = usage_us(group), time.monotonic()
     wait_until(lambda: usage_us(group) - before > cpu_s * 1e6, deadline_s=60)
