@@ -1,0 +1,151 @@
+"""What the machine tells: use, growth, out-of-memory victims, how a process ended."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a cgroup consumed. None: this kernel does not say."""
+
+    memory_current_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    swap_peak_bytes: int | None = None
+    cpu_usage_us: int | None = None
+    cpu_user_us: int | None = None
+    cpu_system_us: int | None = None
+    cpu_throttled_us: int | None = None
+    pids_current: int | None = None
+    pids_peak: int | None = None
+    pids_max_events: int | None = None
+    memory_high_events: int | None = None
+    memory_max_events: int | None = None
+    oom_kill_events: int | None = None
+    # PSI totals: wall time in which some task waited for memory, or for a CPU.
+    memory_stall_us: int | None = None
+    cpu_stall_us: int | None = None
+    io_read_bytes: int | None = None
+    io_write_bytes: int | None = None
+    # From the kernel's events, which a host may not have. Time in which memory.high held threads back, added up over
+    # threads; processes that ever ran in it, those forked in it, and the longest life of one of these that has ended.
+    memory_throttled_us: int | None = None
+    processes: int | None = None
+    forks: int | None = None
+    longest_child_us: int | None = None
+    # From the memory program, which sees charges: net growth now and at its fastest, and time over memory.high or, without
+    # it, over the declared need.
+    memory_growth_bytes_per_s: int | None = None
+    memory_growth_peak_bytes_per_s: int | None = None
+    memory_over_soft_us: int | None = None
+    # Time for which the guard held its threads for the sake of other sessions, added up over threads.
+    memory_held_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How a session or a call grows, as of its last charge; what was freed since is not in it.
+
+    `rate_bytes_per_s` is net growth, averaged over about 0.1 s. `over_soft_us`: time over memory.high or, where that is
+    not set, over the declared need; `is_over_soft`: so it stands now; `breaches`: how often it came to that.
+    """
+
+    usage_bytes: int
+    rate_bytes_per_s: int
+    peak_rate_bytes_per_s: int
+    over_soft_us: int
+    is_over_soft: bool
+    breaches: int
+
+
+class MemoryGuard(StrEnum):
+    """What stands between a call that grows and what sessions of higher priority were promised."""
+
+    # The kernel slows the call itself, at the charge.
+    HOLD = "hold"
+    # The kernel tells the daemon at once; slowing is left to cgroup files.
+    TOLD = "told"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBreach:
+    """A call grows into what a session of higher priority was promised, or makes it wait for memory.
+
+    `hold_us`: how long its thread is held for the present batch; 0: the kernel does not slow it (any more).
+    """
+
+    call_id: str
+    for_session: str
+    rate_bytes_per_s: int
+    missing_bytes: int
+    stall_us: int
+    hold_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuardFigures:
+    """What the guard did since the daemon's start: holds that ended and how long they took, and those released early."""
+
+    holds: int
+    held_us: int
+    released: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """What all sessions may use together, and how much of that is left; less when the host itself runs short."""
+
+    capacity_bytes: int
+    room_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionMemory:
+    """Use of a session's agent runtime and of its calls; `stall_us`: PSI, time in which some task waited for memory."""
+
+    agent_bytes: int
+    calls_bytes: int
+    stall_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentActivity:
+    """An agent leaf's CPU time, time stalled for memory, and file pages, the only ones to go where there is no swap."""
+
+    cpu_us: int
+    stall_us: int
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OomVictim:
+    """The first process of a call that the kernel chose when memory ran out, and whose allocation it was chosen for."""
+
+    pid: int
+    command: str
+    trigger_pid: int
+    trigger_command: str
+    anonymous_bytes: int | None = None
+    count: int = 1  # how many processes of the call were killed
+
+
+@dataclass(frozen=True, slots=True)
+class OomCounters:
+    """memory.events of a call, and the `oom` counts of memory.events.local up the tree, for the verdict.
+
+    `oom` of a level counts how often that level's own memory.max could not be kept; `oom_kill` of the call counts
+    victims in it, whoever's limit was hit (cgroup-v2.rst, memory.events).
+    """
+
+    call_oom_kill: int | None = None
+    call_oom_local: int | None = None
+    session_oom_local: int | None = None  # parent calls, calls/ and the session together
+    victim: OomVictim | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How the main process ended: exactly one field is set, or neither when the kernel does not say."""
+
+    exit_code: int | None = None
+    signal: int | None = None
