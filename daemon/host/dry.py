@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host.door import NoDoor
 from agentcgroup.daemon.model import (
     AgentActivity,
@@ -188,7 +189,8 @@ class DryRunHost:
         self._would("move process %d into call %s", pid, call_id)
 
     def open_procs(self, call_id: str) -> int:
-        raise NotImplementedError("nothing is prepared where there is no agent leaf")
+        # Not asked: a dry run has no agent leaf to prepare calls for.
+        raise RequestError(Kind.HOST, f"call {call_id} has no cgroup in a dry run", "")
 
     def freeze_call(self, call_id: str, frozen: bool) -> None:
         self._would("%s call %s", _freezing(frozen), call_id)
