@@ -76,6 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     add("--here", action="store_true", help="on this machine, instead of in the guest")
     add("--kernel", default="7.3", help="of the guest, default %(default)s")
+    add("--counted", action="store_true", help="in a guest of one CPU whose clock counts instructions")
     add("--out", type=Path, default=OUT)
     add("--check", action="store_true", help="status 3 when a goal was missed")
     return parser.parse_args(arguments)
@@ -110,6 +111,7 @@ def measure_in_guest(given: argparse.Namespace) -> dict[str, Any]:
         ]
         command = [
             str(REPOSITORY / "vm" / "run"), "--kernel", given.kernel, "--timeout", "7200", "--no-daemon",
+            *(["--counted"] if given.counted else []),
             "--share", "bench", "--share", str(share), "--out", str(place), "--",
             "env", f"PYTHONPATH={GUEST_SHARE}", GUEST_PYTHON, "-m", "bench.isolation", "--here",
             "--recording", f"{GUEST_SHARE}/recording/{given.recording.name}", "--out", "/mnt/out",

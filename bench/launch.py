@@ -103,6 +103,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         " (seen on 6.18) stay as with it until they boot anew, also when it is cleared",
     )  # fmt: skip
     parser.add_argument("--kernel", default="7.3", help="kernel series of the guest; default 7.3")
+    parser.add_argument(
+        "--counted", action="store_true", help="in a guest of one CPU whose clock counts instructions"
+    )
     parser.add_argument("--check", action="store_true", help="exit with 3 when a target is missed")
     parser.add_argument("--out", type=Path, default=OUT, help="directory of the results")
     parser.add_argument("--label", choices=["native", "guest"], default="native", help=argparse.SUPPRESS)
@@ -132,6 +135,7 @@ def run_in_guest(arguments: argparse.Namespace) -> dict[str, Any]:
     place.mkdir(parents=True, exist_ok=True)
     command = [
         str(REPOSITORY / "vm" / "run"), "--kernel", arguments.kernel, "--timeout", "1800", "--share", "bench",
+        *(["--counted"] if arguments.counted else []),
         "--out", str(place), "--", "env", f"PYTHONPATH={GUEST_SHARE}", GUEST_PYTHON, "-m", "bench.launch",
         "--label", "guest", "--out", "/mnt/out", "--count", str(arguments.count or 100),
         "--pause-ms", str(arguments.pause_ms or PAUSE_MS["guest"]), "--seconds", str(arguments.seconds),
