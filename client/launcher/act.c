@@ -41,8 +41,9 @@
 
 enum { MOST_EVENTS = 20000, MOST_CALLS = 2000, MOST_OPTIONS = 16, MOST_LINE = 256, BUFFER = 1 << 15 };
 
-// An agent that is refused asks again after this time, this often.
-enum { RETRY_US = 100 * 1000, MOST_TRIES = 200 };
+// An agent that is refused asks again after this time, this often; what is refused again and again it no longer declares,
+// so that it gets what there is.
+enum { RETRY_US = 100 * 1000, DECLARING_TRIES = 3, MOST_TRIES = 100 };
 
 struct event {
 	int64_t at_us;
@@ -312,7 +313,7 @@ static void start(struct call *call)
 		_exit(EXIT_INTERNAL);
 	for (int i = 0; i < launcher_words; i++)
 		words[count++] = launcher[i];
-	for (int i = 0; launcher_words && i < call->option_count; i++)
+	for (int i = 0; launcher_words && call->tries <= DECLARING_TRIES && i < call->option_count; i++)
 		words[count++] = call->options[i];
 	if (launcher_words)
 		words[count++] = "--";

@@ -170,21 +170,23 @@ def test_a_call_that_is_refused_is_asked_for_again_and_one_that_dies_shows(
     actor: Path, tmp_path: Path
 ) -> None:
     script, results, count = tmp_path / "script", tmp_path / "results", tmp_path / "count"
-    # Plays `agentcg run`: refuses twice, then runs what stands behind --, and kills the second call.
+    # Plays `agentcg run`: refuses four times, then runs what stands behind --, and kills the second call.
     fake = tmp_path / "run"
     fake.write_text(
-        f"#!/bin/sh\necho x >> {count}\n[ $(wc -l < {count}) -lt 3 ] && exit 120\n"
+        f'#!/bin/sh\necho "$1 $2" >> {count}\n[ $(wc -l < {count}) -lt 5 ] && exit 120\n'
         'while [ "$1" != -- ]; do shift; done; shift\ncase "$*" in *second) kill -9 $$;; esac\nexec "$@"\n'
     )
     fake.chmod(0o755)
     script.write_text(
-        "step 4096\ncall first 0 1000\npoint 0 8192\ncall second 2000 1000\noption --label\noption a=b\n"
+        "step 4096\ncall first 0 1000\noption --memory\npoint 0 8192\ncall second 2000 1000\noption --label\noption a=b\n"
     )
     words = [str(actor), "act", str(script), str(results), "0", "--", str(fake), "run"]
     assert subprocess.run(words, timeout=60).returncode == 0
     lines = [line.split() for line in results.read_text().splitlines()]
     ends = {line[1]: line[4:] for line in lines if line[0] == "call"}
-    assert ends == {"first": ["0", "3"], "second": ["137", "1"]}
+    assert ends == {"first": ["0", "5"], "second": ["137", "1"]}
+    # What is refused again and again is declared no more.
+    assert count.read_text().splitlines()[:5] == ["run --memory"] * 3 + ["run --"] * 2
     assert [line[4] for line in lines if line[0] == "step"] == ["4096", "8192"]
 
 
