@@ -14,6 +14,7 @@ from agentcgroup.cgroups.scratch import scratch_cgroup
 from bench.figures import percentile
 from bench.kernel_part import Figures, Part, spread
 from bench.report import Target
+from bench.spawning import build_one
 from bench.wakeups import latencies_us, traced
 
 OURS: Final = "agentcgroup"
@@ -128,9 +129,7 @@ def measure(rounds: int) -> Figures:
     """The two schedulers in turn, so that whatever else the machine does meets both."""
     found = []
     with tempfile.TemporaryDirectory() as directory:
-        probe = Path(directory) / "wake"
-        source = Path(__file__).with_name("wake.c")
-        subprocess.run(("cc", "-O2", "-o", str(probe), str(source)), check=True)
+        probe = build_one("wake", Path(directory))
         for number in range(rounds):
             for name in SCHEDULERS:
                 row = {"scheduler": name, "round": number, **measure_one(name, probe)}

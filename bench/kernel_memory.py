@@ -23,6 +23,7 @@ from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
 from agentcgroup.cgroups.scratch import scratch_cgroup
 from bench.kernel_part import Figures, Part, spread
 from bench.report import Target
+from bench.spawning import build_one
 
 MIB: Final = 1 << 20
 SHARED_MIB: Final = 256
@@ -208,8 +209,7 @@ def overhead(grow: str, pairs: int) -> dict[str, Any]:
 def measure(rounds: int) -> Figures:
     """All of it; a round is one repetition of each arm, and two pairs for the overhead."""
     with tempfile.TemporaryDirectory() as directory:
-        grow = str(Path(directory) / "grow")
-        subprocess.run(("cc", "-O2", "-o", grow, str(Path(__file__).with_name("grow.c"))), check=True)
+        grow = str(build_one("grow", Path(directory)))
         return {"protection": protection(grow, rounds), "overhead": overhead(grow, 2 * rounds)}
 
 

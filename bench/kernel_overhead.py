@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from agentcgroup.bpf.abi import EventKind
 from agentcgroup.bpf.libbpf import BpfError
 from agentcgroup.bpf.lifecycle import Lifecycle
 from agentcgroup.bpf.memory import MemoryProgram
@@ -26,6 +25,7 @@ from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.scratch import scratch_cgroup
 from bench import spawning
+from bench.bpf_events import DAEMON_KINDS
 from bench.figures import percentile
 from bench.kernel_part import Figures, Part
 from bench.report import Target
@@ -35,8 +35,6 @@ ROUNDS: Final = 10
 BLOCK_NS: Final = 250_000_000
 # What is tried to find how many steps that is.
 FIRST_STEPS: Final = {"alloc": 20_000, "fork": 50, "switch": 1_000}
-# What the daemon asks for; see daemon/host/kernel_events.py.
-DAEMON_KINDS: Final = (EventKind.EXIT, EventKind.OOM_VICTIM)
 TARGET_PERCENT: Final = 2.0
 _RESAMPLES: Final = 2000
 
