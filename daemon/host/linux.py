@@ -7,19 +7,18 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psutil
 
 from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupError, CgroupGone, ProcessGone
-from agentcgroup.cgroups.files import InterfaceFile
 from agentcgroup.cgroups.membership import cgroup_of
-from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host import kernel_events, processes
+from agentcgroup.daemon.host.changes import Changes
 from agentcgroup.daemon.host.door import door_for
 from agentcgroup.daemon.host.exits import ExitSource, ExitWatch
 from agentcgroup.daemon.host.groups import (
@@ -98,12 +97,11 @@ class LinuxHost:
         # Agent leaves and calls by cgroup id.
         self._homes: dict[int, Location] = {}
         self._exits = ExitWatch()
-        self._events = EventWatch()
-        self._watched: dict[int, Callable[[], None]] = {}
+        self._changes = Changes()
         self._watch_of_call: dict[str, int] = {}
         self._last_words = LastWords()
         self._listener: HostListener | None = None
-        self.memory = MemoryMarks(root, self._sessions, self._calls, self._on_change, self._forget_change)
+        self.memory = MemoryMarks(root, self._sessions, self._calls, self._changes)
         self._self = psutil.Process()
         self._kernel_events = events
         self._keeper = keeper or SchedulerKeeper(None)
@@ -113,7 +111,6 @@ class LinuxHost:
         if events is not None and events.sees_our_pids:
             self._exits.use_records(events.drain)
             events.listen(self._exits.tell)
-        asyncio.get_running_loop().add_reader(self._events.fileno(), self._on_events)
 
     @property
     def cgroup_root(self) -> str:
@@ -124,15 +121,15 @@ class LinuxHost:
 
     def listen(self, listener: HostListener) -> None:
         self._listener = listener
+        self._changes.on_loss(listener.events_lost)
         self.door.listen(listener.knocked)
         self.memory.listen(listener)
         self.guard.listen(listener.memory_breached)
 
     def close(self) -> None:
         """Lets go of descriptors; cgroups and limits stay."""
-        asyncio.get_running_loop().remove_reader(self._events.fileno())
         self.memory.close()
-        self._events.close()
+        self._changes.close()
         self._exits.close()
         self.door.close()
         if self._kernel_events is not None:
@@ -192,7 +189,7 @@ class LinuxHost:
                 else:
                     self._listener.agent_gone(name)
 
-        self._on_change(group.agent, files.CGROUP_EVENTS, changed)
+        self._changes.watch(group.agent, files.CGROUP_EVENTS, changed)
 
     def apply_budget(self, session: Session, budget: Budget) -> None:
         with _kernel(f"changing the limits of session {session.name}"):
@@ -266,12 +263,12 @@ class LinuxHost:
                 self._listener.memory_throttled(call_id)
 
         with _kernel(f"listening to the memory of call {call_id}"), contextlib.suppress(CgroupGone):
-            self._watch_of_call[call_id] = self._on_change(group.cgroup, files.MEMORY_EVENTS, changed)
+            self._watch_of_call[call_id] = self._changes.watch(group.cgroup, files.MEMORY_EVENTS, changed)
 
     def _unwatch_memory(self, call_id: str) -> None:
         watch_id = self._watch_of_call.pop(call_id, None)
         if watch_id is not None:
-            self._forget_change(watch_id)
+            self._changes.forget(watch_id)
 
     def limit_softly(self, call_id: str, high_bytes: int | None) -> None:
         if "memory" in self._controllers and call_id in self._calls:
@@ -433,32 +430,6 @@ class LinuxHost:
 
     def kernel_events_lost(self) -> tuple[tuple[str, int], ...]:
         return () if self._kernel_events is None else self._kernel_events.lost()
-
-    # ---- events
-
-    def _on_change(self, cgroup: Cgroup, file: InterfaceFile[Any], changed: Callable[[], None]) -> int:
-        """Calls `changed` when the kernel says that the file has; the id for EventWatch.remove."""
-        watch_id = self._events.add(cgroup, file)
-        self._watched[watch_id] = changed
-        return watch_id
-
-    def _forget_change(self, watch_id: int) -> None:
-        self._watched.pop(watch_id, None)
-        self._events.remove(watch_id)
-
-    def _on_events(self) -> None:
-        for event in self._events.read():
-            if event.kind is WatchEventKind.OVERFLOW:
-                actions = list(self._watched.values())
-                if self._listener is not None:
-                    self._listener.events_lost()
-            else:
-                action = self._watched.get(event.watch_id)
-                actions = [action] if action else []
-                if event.kind is WatchEventKind.GONE:
-                    self._watched.pop(event.watch_id, None)
-            for action in actions:
-                action()
 
 
 def _known(growth: dict[str, Growth | None]) -> dict[str, Growth]:

@@ -10,17 +10,16 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final
 
 import psutil
 
 from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupError, CgroupGone
-from agentcgroup.cgroups.files import InterfaceFile
 from agentcgroup.cgroups.values import MAX, PressureKind
 from agentcgroup.cgroups.watch import PsiTrigger
+from agentcgroup.daemon.host.changes import Changes
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup
 from agentcgroup.daemon.model import AgentActivity, HostMemory, SessionMemory
 from agentcgroup.daemon.ports import HostListener
@@ -31,10 +30,6 @@ log = logging.getLogger("agentcgroup.host")
 _STALL_TRIGGERS_US: Final = ((50_000, 500_000), (200_000, 2_000_000))
 
 
-class _Watch(Protocol):
-    def __call__(self, cgroup: Cgroup, file: InterfaceFile[Any], changed: Callable[[], None]) -> int: ...
-
-
 class MemoryMarks:
     """Reads, marks and triggers for the sessions of one root. Lives on the event loop."""
 
@@ -43,14 +38,13 @@ class MemoryMarks:
         root: Cgroup,
         sessions: dict[str, SessionGroup],
         calls: dict[str, CallGroup],
-        watch: _Watch,
-        unwatch: Callable[[int], None],
+        changes: Changes,
     ) -> None:
-        """`sessions` and `calls` are the host's own, looked at, never changed; `watch` calls back on the event loop."""
+        """`sessions` and `calls` are the host's own, looked at, never changed."""
         self._root = root
         self._sessions = sessions
         self._calls = calls
-        self._watch, self._unwatch = watch, unwatch
+        self._changes = changes
         self._listener: HostListener | None = None
         self._watches: dict[str, int] = {}
         self._triggers: dict[str, PsiTrigger] = {}
@@ -68,7 +62,7 @@ class MemoryMarks:
         self.watch_stall(session, False)
         watch_id = self._watches.pop(session, None)
         if watch_id is not None:
-            self._unwatch(watch_id)
+            self._changes.forget(watch_id)
         if self._lows.pop(session, 0):
             self._write_root_low()
 
@@ -144,7 +138,7 @@ class MemoryMarks:
                 if self._listener is not None:
                     self._listener.memory_mark_crossed(session)
 
-        self._watches[session] = self._watch(group.calls, files.MEMORY_EVENTS_LOCAL, changed)
+        self._watches[session] = self._changes.watch(group.calls, files.MEMORY_EVENTS_LOCAL, changed)
 
     def protect_calls(self, session: str, promises: tuple[tuple[str, int], ...]) -> None:
         """memory.low of each call and, without which it would not count, of everything above it."""

@@ -1,16 +1,15 @@
 """Marks, protection and reads of memory between sessions, on a cgroup tree in files."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agentcgroup.cgroups import files
-from agentcgroup.cgroups.cgroup import Cgroup
-from agentcgroup.cgroups.files import InterfaceFile
 from agentcgroup.cgroups.testing import FakeCgroupTree
 from agentcgroup.cgroups.values import MAX
+from agentcgroup.daemon.host.changes import Changes
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup
 from agentcgroup.daemon.host.marks import MemoryMarks
 from agentcgroup.daemon.model import Budget
@@ -42,41 +41,39 @@ class Ground:
         budget = Budget(800 * MIB, 100 * MIB, 0, None, 100, None, 10)
         self.session = SessionGroup.create(self.root, "s", budget, CONTROLLERS)
         self.call = CallGroup(self.session.calls.create_child("c"), None, CONTROLLERS)
-        self.changed: dict[int, Callable[[], None]] = {}
-        self.marks = MemoryMarks(
-            self.root, {"s": self.session}, {"c": self.call}, self._watch, self._unwatch
-        )
+        self.changes = Changes()
+        self.marks = MemoryMarks(self.root, {"s": self.session}, {"c": self.call}, self.changes)
         self.listener = Listener()
         self.marks.listen(self.listener)  # type: ignore[arg-type]
 
-    def _watch(self, cgroup: Cgroup, file: InterfaceFile[Any], changed: Callable[[], None]) -> int:
-        assert (cgroup, file) == (self.session.calls, files.MEMORY_EVENTS_LOCAL)
-        self.changed[len(self.changed)] = changed
-        return len(self.changed) - 1
-
-    def _unwatch(self, watch_id: int) -> None:
-        del self.changed[watch_id]
-
 
 @pytest.fixture
-def ground(tmp_path: Path) -> Iterator[Ground]:
+async def ground(tmp_path: Path) -> AsyncIterator[Ground]:
     found = Ground(FakeCgroupTree(tmp_path))
     yield found
+    found.changes.close()
     found.call.cgroup.close()
     found.session.close()
     found.root.close()
 
 
-def test_a_mark_stands_in_the_kernel_and_who_crosses_it_is_told_of(ground: Ground) -> None:
+async def told() -> None:
+    """inotify has an event before the write that made it returns: one turn of the loop reads it."""
+    for _ in range(2):
+        await asyncio.sleep(0)
+
+
+async def test_a_mark_stands_in_the_kernel_and_who_crosses_it_is_told_of(ground: Ground) -> None:
     ground.marks.set_mark("s", 300 * MIB)
     assert ground.session.calls.read(files.MEMORY_HIGH) == 300 * MIB
     ground.marks.set_mark("s", 310 * MIB)
-    (changed,) = ground.changed.values()
-    changed()
+    ground.tree.count(ground.session.calls, files.MEMORY_EVENTS_LOCAL, max=1)
+    await told()
     assert not ground.listener.crossed, "something else in the file changed"
     ground.tree.count(ground.session.calls, files.MEMORY_EVENTS_LOCAL, high=3)
-    changed()
-    changed()
+    await told()
+    ground.tree.count(ground.session.calls, files.MEMORY_EVENTS_LOCAL, max=2)
+    await told()
     assert ground.listener.crossed == ["s"]
     ground.marks.set_mark("s", None)
     assert ground.session.calls.read(files.MEMORY_HIGH) == MAX
@@ -104,7 +101,7 @@ def test_a_promise_is_protected_up_to_the_root_and_forgotten_with_its_session(gr
         assert above.read(files.MEMORY_LOW) == 250 * MIB
     ground.marks.set_mark("s", MIB)
     ground.marks.forget("s")
-    assert ground.root.read(files.MEMORY_LOW) == 0 and not ground.changed
+    assert ground.root.read(files.MEMORY_LOW) == 0 and len(ground.changes) == 0
 
 
 async def test_reclaim_asks_for_so_much_and_says_what_came(ground: Ground) -> None:
