@@ -16,8 +16,7 @@ import secrets
 import socketserver
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from agentcgroup.daemon.config import Config, DaemonConfig, DockerConfig
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host.docker import DockerFollower, is_asleep
 from agentcgroup.daemon.model import Budget, BudgetRequest, Labels, Priority, Session, TransparentRule
+from tests.running import wait_until
 
 BUDGET = Budget(1 << 30, 1 << 28, 0, None, 100, 100, 8)
 
@@ -212,14 +212,6 @@ def config_of(directory: Path) -> Config:
         daemon=DaemonConfig(run_dir=str(directory)),
         docker=DockerConfig(socket=str(directory / "docker.sock")),
     )
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    for _ in range(2000):
-        if holds():
-            return
-        time.sleep(0.01)
-    raise TimeoutError("it did not come true within 20 s")
 
 
 async def test_running_containers_and_those_that_start_later_become_sessions_on_their_own_cgroup(
