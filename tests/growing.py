@@ -1,7 +1,9 @@
 """A process that takes memory in a cgroup, for tests on a real kernel."""
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 from agentcgroup.cgroups.cgroup import Cgroup
@@ -12,15 +14,22 @@ TOUCH: Final = (
     "import sys; b=bytearray(int(sys.argv[1])<<20)\nfor i in range(0,len(b),4096): b[i]=1\n"
     "print('touched', flush=True); sys.stdin.read()"
 )
+# Touches so many MiB and gives them back, over and over, until it is killed.
+CHURN: Final = "import sys\nwhile True:\n b=bytearray(int(sys.argv[1])<<20)\n for i in range(0,len(b),4096): b[i]=1\n del b"
+
+
+def _start(cgroup: Cgroup, code: str, mib: int) -> "subprocess.Popen[bytes]":
+    script = f'echo $$ > {cgroup.path}/cgroup.procs; exec {sys.executable} -S -c "$@"'
+    return subprocess.Popen(
+        ["sh", "-c", script, "sh", code, str(mib)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
 
 
 class Tool:
     """Touches so many MiB in `cgroup` and keeps them until `end`; `wait` False: need not have touched them yet."""
 
     def __init__(self, cgroup: Cgroup, mib: int, *, wait: bool = True) -> None:
-        script = f'echo $$ > {cgroup.path}/cgroup.procs; exec {sys.executable} -c "$@"'
-        command = ["sh", "-c", script, "sh", TOUCH, str(mib)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = _start(cgroup, TOUCH, mib)
         if wait:
             self.wait()
 
@@ -31,3 +40,14 @@ class Tool:
 
     def end(self) -> None:
         self.process.communicate(timeout=120)
+
+
+@contextlib.contextmanager
+def churning(cgroup: Cgroup, mib: int) -> Iterator[None]:
+    """Meanwhile a process in `cgroup` is charged again and again: a test waits for what comes of it as long as it takes."""
+    process = _start(cgroup, CHURN, mib)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.communicate(timeout=120)

@@ -6,5 +6,10 @@ from agentcgroup.bpf import features
 collect_ignore = (
     []
     if features.sched_ext().is_available
-    else ["test_scheduler.py", "test_scheduler_daemon.py", "test_memory_guard.py"]
+    else [
+        "test_scheduler.py",
+        "test_scheduler_daemon.py",
+        "test_scheduler_lifecycle.py",
+        "test_memory_guard.py",
+    ]
 )

@@ -1,35 +1,28 @@
-"""The CPU scheduler on a real kernel: shares, caps, holds, churn, its end.
+"""The CPU scheduler on a real kernel, attached all the time: shares, caps, holds, churn.
 
 Shares are read from cpu.stat after a given amount of CPU time, not of time: a slow machine makes these tests longer,
-not wrong.
+not wrong. A machine that pauses is another matter: to the guest, whose clock goes on, the task that a virtual CPU was
+running seems to have used all of the pause. So what a pause can spoil is measured again (`settles`); a scheduler that
+shares wrongly does so each time.
 """
 
-import asyncio
 import os
-import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from agentcgroup.bpf.scheduler import (
-    CpuScheduler,
-    ForeignScheduler,
-    LatencyClass,
-    SchedulerMode,
-    attached_scheduler,
-)
-from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
+from agentcgroup.bpf.scheduler import CpuScheduler, ForeignScheduler, LatencyClass, SchedulerMode
 from agentcgroup.cgroups.scratch import scratch_cgroup
-from agentcgroup.daemon.host.scheduler import SchedulerKeeper
-from agentcgroup.daemon.model import SchedulerState, SchedulerStatus
 from tests.running import wait_until
+from tests.spinning import end, make, spin, usage_us
 
 pytestmark = pytest.mark.kernel
 
-SPIN = ("/bin/sh", "-c", "while :; do :; done")
 POINTS = 3.0
+MEASUREMENTS_MAX = 5
+AN_HOUR_NS = 3_600_000_000_000
 SESSIONS = {
     "a": (100, {"x": 100, "y": 300}),
     "b": (200, {"x": 50, "y": 100, "z": 50}),
@@ -43,33 +36,48 @@ def ground() -> Iterator[Path]:
         yield Path(cgroup.path)
 
 
+class Loaded:
+    """One scheduler for all tests, as long as it is not thrown off: the verifier takes seconds."""
+
+    def __init__(self) -> None:
+        self._current: CpuScheduler | None = None
+
+    def current(self) -> CpuScheduler:
+        if self._current is None:
+            self._current = CpuScheduler()
+            self._current.attach_scheduler(SchedulerMode.FULL)
+        return self._current
+
+    def close(self) -> None:
+        if self._current is not None:
+            self._current.close()
+        self._current = None
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Loaded]:
+    loaded = Loaded()
+    yield loaded
+    loaded.close()
+
+
 @pytest.fixture
-def scheduler() -> Iterator[CpuScheduler]:
-    with CpuScheduler() as scheduler:
-        scheduler.attach_scheduler(SchedulerMode.FULL)
-        yield scheduler
-        assert scheduler.end() is None, f"ejected: {scheduler.end()}"
+def scheduler(loaded: Loaded) -> Iterator[CpuScheduler]:
+    scheduler = loaded.current()
+    yield scheduler
+    ejected = scheduler.end()
+    if ejected is not None:
+        loaded.close()
+    assert ejected is None, f"ejected: {ejected}"
 
 
-def make(path: Path, weight: int = 100, *, is_inner: bool = False) -> Path:
-    path.mkdir()
-    (path / "cpu.weight").write_text(str(weight))
-    if is_inner:
-        (path / "cgroup.subtree_control").write_text("+cpu")
-    return path
-
-
-def spin(group: Path, count: int = 2) -> list[subprocess.Popen[bytes]]:
-    started = []
-    for _ in range(count):
-        child = subprocess.Popen(SPIN)
-        (group / "cgroup.procs").write_text(str(child.pid))
-        started.append(child)
-    return started
-
-
-def usage_us(group: Path) -> int:
-    return int((group / "cpu.stat").read_text().split()[1])
+def settles(measure: Callable[[], list[str]]) -> None:
+    """Until `measure` finds nothing wrong; fails with what it found last."""
+    for _ in range(MEASUREMENTS_MAX):
+        wrong = measure()
+        if not wrong:
+            return
+    raise AssertionError(f"measured {MEASUREMENTS_MAX} times, at last: {wrong}")
 
 
 def used_us(whole: Path, groups: list[Path], cpu_s: float) -> dict[Path, int]:
@@ -83,59 +91,69 @@ def used_us(whole: Path, groups: list[Path], cpu_s: float) -> dict[Path, int]:
 
 
 def test_every_level_of_nested_groups_shares_by_weight(ground: Path, scheduler: CpuScheduler) -> None:
-    children: list[subprocess.Popen[bytes]] = []
+    children = []
     for session, (weight, calls) in SESSIONS.items():
         make(ground / session, weight, is_inner=True)
         for call, call_weight in calls.items():
             children += spin(make(ground / session / call, call_weight))
     groups = [ground / s for s in SESSIONS] + [ground / s / c for s in SESSIONS for c in SESSIONS[s][1]]
-    used = used_us(ground, groups, 12)
-    whole = sum(used[ground / session] for session in SESSIONS)
-    for session, (weight, calls) in SESSIONS.items():
-        had = used[ground / session]
-        assert abs(100 * had / whole - 100 * weight / 600) < POINTS, session
-        for call, call_weight in calls.items():
-            wanted = 100 * call_weight / sum(calls.values())
-            assert abs(100 * used[ground / session / call] / had - wanted) < POINTS, f"{session}/{call}"
+
+    def wrong_shares() -> list[str]:
+        used = used_us(ground, groups, 8)
+        whole = sum(used[ground / session] for session in SESSIONS)
+        wrong = []
+        for session, (weight, calls) in SESSIONS.items():
+            had = used[ground / session]
+            shares = {session: (100 * had / whole, 100 * weight / 600)}
+            for call, call_weight in calls.items():
+                wanted = 100 * call_weight / sum(calls.values())
+                shares[f"{session}/{call}"] = (100 * used[ground / session / call] / had, wanted)
+            wrong += [
+                f"{name}: {is_}, not {to_be}"
+                for name, (is_, to_be) in shares.items()
+                if abs(is_ - to_be) >= POINTS
+            ]
+        return wrong
+
+    settles(wrong_shares)
     end(children)
-
-
-def end(children: list[subprocess.Popen[bytes]]) -> None:
-    for child in children:
-        child.kill()
-    for child in children:
-        child.wait(timeout=60)
 
 
 def test_a_cap_is_kept_beside_others_and_alone(ground: Path, scheduler: CpuScheduler) -> None:
     capped, free = make(ground / "capped"), make(ground / "free")
     (capped / "cpu.max").write_text("50000 100000")
+
+    def wrong_share() -> list[str]:
+        before, begun = usage_us(capped), time.monotonic()
+        wait_until(lambda: usage_us(capped) - before > 1.5e6, deadline_s=60)
+        percent = (usage_us(capped) - before) / (time.monotonic() - begun) / 1e4
+        return [] if abs(percent - 50) < 5 else [f"{percent} % of one CPU"]
+
     children = spin(capped)
-    share_alone = share_of_one_cpu(capped, 2)
+    settles(wrong_share)
     children += spin(free)
-    share_beside = share_of_one_cpu(capped, 2)
+    settles(wrong_share)
     end(children)
-    assert abs(share_alone - 50) < 5 and abs(share_beside - 50) < 5
 
 
 def test_an_idle_cgroup_gets_next_to_nothing_beside_another(ground: Path, scheduler: CpuScheduler) -> None:
     busy, idle = make(ground / "busy"), make(ground / "idle")
     children = spin(busy) + spin(idle)
     (idle / "cpu.idle").write_text("1")
-    # The scheduler looks for it once a second.
-    used = used_us(ground, [busy, idle], 6)
+
+    def wrong_share() -> list[str]:
+        # The scheduler looks for it once a second.
+        used = used_us(ground, [busy, idle], 5)
+        percent = 100 * used[idle] / sum(used.values())
+        return [] if percent < 20 else [f"{percent} %"]
+
+    settles(wrong_share)
     end(children)
-    assert 100 * used[idle] / sum(used.values()) < 20
-
-
-def share_of_one_cpu(group: Path, cpu_s: float) -> float:
-    before, begun = usage_us(group), time.monotonic()
-    wait_until(lambda: usage_us(group) - before > cpu_s * 1e6, deadline_s=60)
-    return (usage_us(group) - before) / (time.monotonic() - begun) / 1e4
 
 
 def test_cgroups_come_and_go_under_running_and_ending_tasks(ground: Path, scheduler: CpuScheduler) -> None:
-    for number in range(60):
+    before = scheduler.counters()
+    for number in range(30):
         groups = [make(ground / f"{number}-{one}") for one in range(4)]
         (groups[1] / "cpu.max").write_text("2000 100000")
         children = spin(groups[1]) + spin(groups[number % 4], 1)
@@ -147,8 +165,13 @@ def test_cgroups_come_and_go_under_running_and_ending_tasks(ground: Path, schedu
         for group in groups:
             wait_until(lambda group=group: is_removed(group), deadline_s=30)
     counters = scheduler.counters()
-    assert counters["groups_made"] >= 240 and counters["groups_missing"] == 0
-    wait_until(lambda: scheduler.counters()["groups_freed"] >= 239, deadline_s=30)
+    assert counters["groups_made"] >= before["groups_made"] + 120
+    assert counters["groups_missing"] == before["groups_missing"]
+    wait_until(
+        lambda: scheduler.counters()["groups_freed"] >= before["groups_freed"] + 119,
+        deadline_s=60,
+        what="the groups being freed",
+    )
 
 
 def is_removed(group: Path) -> bool:
@@ -160,47 +183,28 @@ def is_removed(group: Path) -> bool:
 
 
 def test_a_hold_keeps_a_task_off_its_cpu_and_ends(ground: Path, scheduler: CpuScheduler) -> None:
+    before = scheduler.counters()
     (child,) = spin(make(ground / "held"), 1)
     wait_until(lambda: usage_us(ground / "held") > 50_000, deadline_s=30)
     pidfd = os.pidfd_open(child.pid)
-    scheduler.hold(pidfd, time.monotonic_ns() + 3_600_000_000_000)
-    wait_until(lambda: scheduler.counters()["holds"] == 1, deadline_s=30)
+    scheduler.hold(pidfd, time.monotonic_ns() + AN_HOUR_NS)
+    wait_until(lambda: scheduler.counters()["holds"] > before["holds"], deadline_s=30)
     # An hour was asked for; knobs.hold_max_ns is what there is.
-    wait_until(lambda: scheduler.counters()["holds_released"] == 1, deadline_s=30)
+    wait_until(lambda: scheduler.counters()["holds_released"] > before["holds_released"], deadline_s=30)
     ran = usage_us(ground / "held")
     wait_until(lambda: usage_us(ground / "held") > ran + 50_000, deadline_s=30)
     os.close(pidfd)
     end([child])
 
 
-def test_holds_outlive_the_scheduler_that_was_loaded_first(ground: Path) -> None:
-    shared = SharedMaps(HOLDS)
-    (child,) = spin(make(ground / "held"), 1)
-    pidfd = os.pidfd_open(child.pid)
-    with CpuScheduler(shared=shared) as first:
-        first.attach_scheduler(SchedulerMode.FULL)
-        first.hold(pidfd, time.monotonic_ns() + 3_600_000_000_000)
-        wait_until(lambda: first.held(pidfd).total_ns > 0, deadline_s=30)
-        held_ns = first.held(pidfd).total_ns
-        first.hold(pidfd, time.monotonic_ns() + 3_600_000_000_000)
-        wait_until(lambda: first.held(pidfd).begun_at_ns > 0, deadline_s=30)
-    with CpuScheduler(shared=shared) as second:
-        assert second.held(pidfd).total_ns >= held_ns
-        second.attach_scheduler(SchedulerMode.FULL)
-        wait_until(lambda: second.held(pidfd).total_ns > held_ns, deadline_s=30)
-        assert second.end() is None
-    os.close(pidfd)
-    shared.close()
-    end([child])
-
-
 def test_a_held_task_can_be_killed(ground: Path, scheduler: CpuScheduler) -> None:
+    before = scheduler.counters()
     (child,) = spin(make(ground / "held"), 1)
     wait_until(lambda: usage_us(ground / "held") > 50_000, deadline_s=30)
     pidfd = os.pidfd_open(child.pid)
-    scheduler.hold(pidfd, time.monotonic_ns() + 3_600_000_000_000)
+    scheduler.hold(pidfd, time.monotonic_ns() + AN_HOUR_NS)
     os.close(pidfd)
-    wait_until(lambda: scheduler.counters()["holds"] == 1, deadline_s=30)
+    wait_until(lambda: scheduler.counters()["holds"] > before["holds"], deadline_s=30)
     end([child])
 
 
@@ -209,32 +213,5 @@ def test_a_scheduler_of_somebody_else_is_not_replaced(scheduler: CpuScheduler) -
         CpuScheduler()
 
 
-def test_closing_gives_the_host_back_to_the_kernel() -> None:
-    with CpuScheduler() as scheduler:
-        scheduler.attach_scheduler(SchedulerMode.PARTIAL)
-        assert attached_scheduler() == "agentcgroup"
-    wait_until(lambda: attached_scheduler() is None, deadline_s=10)
-
-
 def test_a_class_can_be_set_for_a_cgroup(ground: Path, scheduler: CpuScheduler) -> None:
     scheduler.set_class(os.stat(make(ground / "call")).st_ino, LatencyClass.INTERACTIVE)
-
-
-async def test_an_ejection_is_told_and_the_scheduler_comes_back() -> None:
-    heard: asyncio.Queue[SchedulerStatus] = asyncio.Queue()
-    keeper = SchedulerKeeper(SchedulerMode.FULL, on_change=heard.put_nowait)
-    keeper.start()
-    assert (await heard.get()).state is SchedulerState.ATTACHED
-    eject()
-    async with asyncio.timeout(60):
-        told = await heard.get()
-        assert (
-            told.state is SchedulerState.WAITING and "sysrq" in told.reason.lower() and told.ejections == 1
-        )
-        assert (await heard.get()).state is SchedulerState.ATTACHED
-    await keeper.stop()
-
-
-def eject() -> None:
-    # SysRq-S is the kernel's own way to throw a scheduler off (Documentation/scheduler/sched-ext.rst).
-    Path("/proc/sysrq-trigger").write_text("S")
