@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from agentcgroup.proto.transparent import TransparentRule as TransparentRule
+from agentcgroup.proto.usage import Usage as Usage
 from agentcgroup.proto.words import (
     CallState as CallState,
     CpuClass as CpuClass,
@@ -119,41 +120,6 @@ class ProcessRef:
     pid: int
     pidfd_inode: int | None = None
     start_time_ticks: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a cgroup consumed. None: this kernel does not count it."""
-
-    memory_current_bytes: int | None = None
-    memory_peak_bytes: int | None = None
-    swap_peak_bytes: int | None = None
-    cpu_usage_us: int | None = None
-    cpu_user_us: int | None = None
-    cpu_system_us: int | None = None
-    cpu_throttled_us: int | None = None
-    pids_current: int | None = None
-    pids_peak: int | None = None
-    pids_max_events: int | None = None
-    memory_high_events: int | None = None
-    memory_max_events: int | None = None
-    oom_kill_events: int | None = None
-    memory_stall_us: int | None = None
-    cpu_stall_us: int | None = None
-    io_read_bytes: int | None = None
-    io_write_bytes: int | None = None
-    # From kernel events: time that memory.high held threads back, added up; processes that ever ran in it; those forked in
-    # it; the longest life of one of these that has ended.
-    memory_throttled_us: int | None = None
-    processes: int | None = None
-    forks: int | None = None
-    longest_child_us: int | None = None
-    # Net growth of its memory now and at its fastest; time over its soft limit.
-    memory_growth_bytes_per_s: int | None = None
-    memory_growth_peak_bytes_per_s: int | None = None
-    memory_over_soft_us: int | None = None
-    # Time for which its threads were held for the sake of other sessions, added up.
-    memory_held_us: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

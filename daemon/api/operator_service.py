@@ -26,7 +26,7 @@ from agentcgroup.daemon.model import (
     TransparentRule,
     Verdict,
 )
-from agentcgroup.daemon.policy.bounds import MOST_DURATION_MS, check_name, one_line
+from agentcgroup.daemon.policy.bounds import MOST_DURATION_MS, check_name, check_range, one_line
 from agentcgroup.daemon.policy.commands import command_class
 from agentcgroup.daemon.policy.intent import bounded_command
 from agentcgroup.daemon.reload import Reloader
@@ -195,13 +195,7 @@ class OperatorService(operator_pb2_grpc.OperatorServiceServicer):
 
     async def DrainHost(self, request: pb.DrainHostRequest, context: _Context) -> pb.DrainHostResponse:
         deadline_ms = request.deadline_ms if request.HasField("deadline_ms") else None
-        if deadline_ms is not None and deadline_ms > MOST_DURATION_MS:
-            raise RequestError(
-                Kind.INVALID,
-                f"deadline_ms is {deadline_ms}, more than ten years",
-                "leave it out to let calls take their time",
-                "deadline_ms",
-            )
+        check_range("deadline_ms", deadline_ms, 0, MOST_DURATION_MS)
         live = self._controller.drain(one_line(request.reason), deadline_ms)
         return pb.DrainHostResponse(calls_live=live)
 

@@ -44,7 +44,6 @@ from agentcgroup.daemon.model.measures import (
     OomCounters as OomCounters,
     OomVictim as OomVictim,
     SessionMemory as SessionMemory,
-    Usage as Usage,
 )
 from agentcgroup.daemon.model.reports import (
     CallMemory as CallMemory,
@@ -58,6 +57,7 @@ from agentcgroup.daemon.model.reports import (
     event_id as event_id,
 )
 from agentcgroup.proto.transparent import TransparentRule as TransparentRule
+from agentcgroup.proto.usage import Usage as Usage
 from agentcgroup.proto.words import (
     Action as Action,
     Actor as Actor,

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from agentcgroup.daemon.model.intents import Budget
-from agentcgroup.daemon.model.measures import GuardFigures, Usage
+from agentcgroup.daemon.model.measures import GuardFigures
+from agentcgroup.proto.usage import Usage
 from agentcgroup.proto.words import Level, Priority, SchedulerState
 
 

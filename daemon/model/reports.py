@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from agentcgroup.daemon.model.intents import Answer, CallLimits, Intent
-from agentcgroup.daemon.model.measures import ExitStatus, Usage
+from agentcgroup.daemon.model.measures import ExitStatus
+from agentcgroup.proto.usage import Usage
 from agentcgroup.proto.words import Action, Actor, Decision, FeedbackKind, Level, Rung, Verdict
 
 

@@ -1,33 +1,6 @@
-"""The memory program's ctypes twins against its object, and figures as they are told later than they were written."""
+"""Figures of the memory program as they are told later than they were written."""
 
-import ctypes
-from collections.abc import Iterator
-
-import pytest
-
-from agentcgroup.bpf import btf, features, libbpf, memory
-from agentcgroup.bpf.libbpf import Handle
 from agentcgroup.bpf.memory import AVERAGING_NS, MemoryAccount, growth_of
-from agentcgroup.bpf.programs import object_path
-
-needs_libbpf = pytest.mark.skipif(not features.libbpf().is_available, reason="libbpf.so.1 is not installed")
-
-
-@pytest.fixture(scope="module")
-def types() -> Iterator[Handle]:
-    handle = libbpf.open_object(str(object_path("memory")))
-    yield libbpf.btf_of(handle)
-    libbpf.close_object(handle)
-
-
-@needs_libbpf
-@pytest.mark.parametrize("name", memory.STRUCTURES)
-def test_a_structure_has_the_same_fields_in_both_languages(types: Handle, name: str) -> None:
-    twin = memory.STRUCTURES[name]
-    layout = btf.structure(types, name)
-    ours = {field: (getattr(twin, field).offset, getattr(twin, field).size) for field, *_ in twin._fields_}
-    assert {field: (at.offset_bytes, at.size_bytes) for field, at in layout.fields.items()} == ours
-    assert layout.size_bytes == ctypes.sizeof(twin)
 
 
 def account(**figures: int) -> MemoryAccount:
