@@ -22,15 +22,12 @@
 //   step WHO AT TOOK BYTES  | free WHO AT BYTES  | call NAME STARTED ENDED STATUS TRIES  | done WHO STARTED ENDED
 //
 // STATUS is the exit status, or 128 and the signal's number.
-#include "launcher.h"
+#include "act.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -39,36 +36,11 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-enum { MOST_EVENTS = 20000, MOST_CALLS = 2000, MOST_OPTIONS = 16, MOST_LINE = 256, BUFFER = 1 << 15 };
-
 // An agent that is refused asks again after this time, this often; what is refused again and again it no longer declares,
 // so that it gets what there is.
 enum { RETRY_US = 100 * 1000, DECLARING_TRIES = 3, MOST_TRIES = 100 };
 
-struct event {
-	int64_t at_us;
-	int64_t bytes; // of a point
-	int call;      // index of the call that starts, -1 for a point
-};
-
-struct call {
-	char name[64];
-	int64_t start_us, duration_us, started_us;
-	char *options[MOST_OPTIONS];
-	int option_count;
-	int tries;
-	pid_t pid; // 0: not running
-};
-
-static struct event events[MOST_EVENTS];
-static struct call calls[MOST_CALLS];
-static int event_count, call_count;
-static int64_t step_bytes = 1 << 20;
-static char *text; // the script; options of calls point into it
-
-static char buffer[BUFFER];
-static size_t buffered;
-static int results = -1;
+static struct script script;
 static int64_t zero_us;
 
 static int64_t now_us(void)
@@ -86,55 +58,6 @@ static void sleep_until(int64_t at_us)
 	while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
 		;
 }
-
-// ---- results ----
-
-static void flush(void)
-{
-	// A result that cannot be written is lost, not the replay; the lines that are missing show.
-	if (buffered && results >= 0 && write(results, buffer, buffered) < 0)
-		complain("results cannot be written: ", strerror(errno), NULL);
-	buffered = 0;
-}
-
-static void put_text(const char *addition)
-{
-	size_t length = strlen(addition);
-
-	memcpy(buffer + buffered, addition, length);
-	buffered += length;
-}
-
-static void put_number(int64_t number)
-{
-	char digits[24], *at = digits + sizeof(digits) - 1;
-	uint64_t rest = number < 0 ? -(uint64_t)number : (uint64_t)number;
-
-	*at = '\0';
-	do
-		*--at = (char)('0' + rest % 10);
-	while (rest /= 10);
-	if (number < 0)
-		*--at = '-';
-	put_text(at);
-}
-
-static void tell(const char *what, const char *who, const int64_t *numbers, int count)
-{
-	if (buffered > BUFFER - MOST_LINE)
-		flush();
-	put_text(what);
-	put_text(" ");
-	put_text(who);
-	for (int i = 0; i < count; i++) {
-		put_text(" ");
-		put_number(numbers[i]);
-	}
-	put_text("\n");
-}
-
-#define TELL(what, who, ...) \
-	tell(what, who, (const int64_t[]){__VA_ARGS__}, (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)))
 
 // ---- memory ----
 
@@ -171,7 +94,7 @@ static void hold(const char *who, int64_t bytes)
 		return;
 	}
 	while (held_bytes < bytes) {
-		int64_t length = bytes - held_bytes < step_bytes ? bytes - held_bytes : step_bytes;
+		int64_t length = bytes - held_bytes < script.step_bytes ? bytes - held_bytes : script.step_bytes;
 		int64_t before = now_us(), after;
 
 		touch(ground + held_bytes, (size_t)length);
@@ -179,113 +102,7 @@ static void hold(const char *who, int64_t bytes)
 		held_bytes += length;
 		TELL("step", who, after - zero_us, after - before, held_bytes);
 	}
-	flush();
-}
-
-// ---- the script ----
-
-static void wrong(const char *path, const char *line)
-{
-	complain(path, ": not a line of a script: ", line, NULL);
-	exit(EXIT_INVALID);
-}
-
-static int64_t page_ceiling(int64_t bytes)
-{
-	return (bytes + 4095) / 4096 * 4096;
-}
-
-static void add_event(const char *path, int64_t at_us, int64_t bytes, int call)
-{
-	if (event_count == MOST_EVENTS) {
-		complain(path, ": more points and calls than this program takes", NULL);
-		exit(EXIT_INVALID);
-	}
-	events[event_count++] = (struct event){at_us, page_ceiling(bytes), call};
-}
-
-// Numbers after a word, separated by blanks; false when there are not `count` of them.
-static bool numbers_of(char *at, int64_t *numbers, int count)
-{
-	for (int i = 0; i < count; i++) {
-		char *end;
-
-		errno = 0;
-		numbers[i] = strtoll(at, &end, 10);
-		if (end == at || errno || numbers[i] < 0 || (*end != ' ' && *end != '\0'))
-			return false;
-		at = end;
-	}
-	return true;
-}
-
-static int by_time(const void *one, const void *other)
-{
-	const struct event *a = one, *b = other;
-
-	if (a->at_us != b->at_us)
-		return a->at_us < b->at_us ? -1 : 1;
-	// The agent's own memory first; calls of one moment in the order of the file.
-	return a->call < b->call ? -1 : a->call > b->call;
-}
-
-// Reads the part of `who` ("": the agent and all starts of calls).
-static void read_script(const char *path, const char *who)
-{
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	off_t size = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
-	bool ours = false;
-
-	text = size < 0 ? NULL : malloc((size_t)size + 1);
-	if (!text || lseek(fd, 0, SEEK_SET) || read(fd, text, (size_t)size) != size) {
-		complain(path, ": ", strerror(errno), NULL);
-		exit(EXIT_INVALID);
-	}
-	text[size] = '\0';
-	close(fd);
-	for (char *line = text, *next; line && *line; line = next) {
-		int64_t numbers[2];
-		char *space;
-
-		next = strchr(line, '\n');
-		if (next)
-			*next++ = '\0';
-		if (strcmp(line, "agent") == 0) {
-			ours = !*who;
-		} else if (strncmp(line, "step ", 5) == 0) {
-			if (!numbers_of(line + 5, &step_bytes, 1) || step_bytes < 4096)
-				wrong(path, line);
-			step_bytes = page_ceiling(step_bytes);
-		} else if (strncmp(line, "point ", 6) == 0) {
-			if (!numbers_of(line + 6, numbers, 2))
-				wrong(path, line);
-			if (ours)
-				add_event(path, numbers[0], numbers[1], -1);
-		} else if (strncmp(line, "call ", 5) == 0 && (space = strchr(line + 5, ' '))) {
-			*space = '\0';
-			if (!numbers_of(space + 1, numbers, 2) || strlen(line + 5) >= sizeof(calls->name) || call_count == MOST_CALLS)
-				wrong(path, line);
-			ours = strcmp(line + 5, who) == 0;
-			if (*who)
-				continue;
-			struct call *call = &calls[call_count];
-			strcpy(call->name, line + 5);
-			call->start_us = numbers[0];
-			call->duration_us = numbers[1];
-			add_event(path, numbers[0], 0, call_count++);
-		} else if (strncmp(line, "option ", 7) == 0) {
-			struct call *call = call_count ? &calls[call_count - 1] : NULL;
-
-			if (*who)
-				continue;
-			if (!call || call->option_count == MOST_OPTIONS)
-				wrong(path, line);
-			call->options[call->option_count++] = line + 7;
-		} else {
-			wrong(path, line);
-		}
-	}
-	qsort(events, (size_t)event_count, sizeof(*events), by_time);
+	results_flush();
 }
 
 // ---- the agent ----
@@ -300,7 +117,7 @@ static void start(struct call *call)
 	int count = 0;
 
 	call->tries++;
-	flush();
+	results_flush();
 	call->pid = fork();
 	if (call->pid < 0) {
 		complain("fork: ", strerror(errno), NULL);
@@ -351,7 +168,7 @@ static void finish(struct call *call)
 		}
 	}
 	TELL("call", call->name, call->started_us - zero_us, now_us() - zero_us, status_of(status), call->tries);
-	flush();
+	results_flush();
 }
 
 // Waits for every call that had ended by `at_us` in the recording; how long that was.
@@ -359,9 +176,9 @@ static int64_t await_calls(int64_t at_us)
 {
 	int64_t before = now_us();
 
-	for (int i = 0; i < call_count; i++)
-		if (calls[i].pid && calls[i].start_us + calls[i].duration_us <= at_us)
-			finish(&calls[i]);
+	for (int i = 0; i < script.call_count; i++)
+		if (script.calls[i].pid && script.calls[i].start_us + script.calls[i].duration_us <= at_us)
+			finish(&script.calls[i]);
 	return now_us() - before;
 }
 
@@ -369,8 +186,8 @@ static void follow(const char *who)
 {
 	int64_t began_us = now_us(), late_us = 0;
 
-	for (int i = 0; i < event_count; i++) {
-		struct event *event = &events[i];
+	for (int i = 0; i < script.event_count; i++) {
+		struct event *event = &script.events[i];
 		int64_t due_us;
 
 		// Waiting for a tool is no pause of the agent's own: it comes on top, less what there was to wait anyway.
@@ -382,14 +199,14 @@ static void follow(const char *who)
 			late_us += now_us() - due_us;
 		int64_t before = now_us();
 		if (event->call >= 0)
-			begin(&calls[event->call]);
+			begin(&script.calls[event->call]);
 		else
 			hold(who, event->bytes);
 		late_us += now_us() - before;
 	}
 	await_calls(INT64_MAX);
 	TELL("done", who, began_us - zero_us, now_us() - zero_us);
-	flush();
+	results_flush();
 }
 
 // ---- the command line ----
@@ -399,7 +216,7 @@ static const char usage[] = "agentcg act SCRIPT RESULTS START_US|- [CALL | -- ag
 // Waits for the common beginning; what to hand on to the calls, which count from the same moment.
 static char *await_start(char *start)
 {
-	static char zero[24];
+	static char zero[MOST_DIGITS];
 	ssize_t length;
 
 	if (strcmp(start, "-") == 0) {
@@ -414,11 +231,7 @@ static char *await_start(char *start)
 	}
 	if (zero_us == 0) {
 		zero_us = now_us();
-		put_number(zero_us);
-		memcpy(zero, buffer, buffered);
-		zero[buffered] = '\0';
-		buffered = 0;
-		return zero;
+		return digits_of(zero_us, zero);
 	}
 	if (now_us() < zero_us)
 		sleep_until(zero_us);
@@ -435,15 +248,14 @@ int act(int argc, char **argv)
 		complain(usage, NULL);
 		return EXIT_INVALID;
 	}
-	results = open(argv[1], O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
-	if (results < 0) {
+	if (!results_open(argv[1])) {
 		complain(argv[1], ": ", strerror(errno), NULL);
 		return EXIT_INVALID;
 	}
-	read_script(argv[0], who);
-	for (int i = 0; i < event_count; i++)
-		if (events[i].bytes > most_bytes)
-			most_bytes = events[i].bytes;
+	script_read(&script, argv[0], who);
+	for (int i = 0; i < script.event_count; i++)
+		if (script.events[i].bytes > most_bytes)
+			most_bytes = script.events[i].bytes;
 	reserve(most_bytes);
 	if (argc > 4 && !*who) {
 		launcher = argv + 4;
