@@ -20,7 +20,6 @@ from agentcgroup.daemon.model import (
     FreezeCause,
     KillReason,
     Level,
-    MemoryBreach,
     Priority,
     Session,
     SessionMemory,
@@ -100,9 +99,6 @@ class Protection(Ladders):
         self._look_at_once()
 
     def memory_stalled(self, session: str) -> None:
-        self._look_at_once()
-
-    def memory_short(self, breach: MemoryBreach) -> None:
         self._look_at_once()
 
     def _look_at_once(self) -> None:

@@ -216,7 +216,18 @@ class Sessions(TransparentDoor):
         if priority is not None and request.cpu_weight is None:
             request = dataclasses.replace(request, cpu_weight=PRIORITY_WEIGHT[priority])
         budget = resize.decide_budget(request, old, host)
-        resize.check_shrink(budget, old, session.memory_reserved_bytes, self.session_usage(session), host)
+        promised = max(
+            (
+                session.memory_reserved_bytes,
+                *(each.children_reserved_bytes for each in session.calls.values()),
+            )
+        )
+        resize.check_shrink(budget, old, promised, self.session_usage(session), host)
+        for call in session.calls.values():
+            # Children first, when it shrinks; what they may reach does not grow with the session.
+            if (limits := resize.within(call.limits, budget)) != call.limits:
+                self._relimit(call, limits)
+                self._look_soon(call)
         self._host.apply_budget(session, budget)
         self._ledger.rebudget(session, budget.agent_memory_bytes)
         words = f"The operator changed the session's limits: {budget.memory_max_bytes >> 20} MiB in all."

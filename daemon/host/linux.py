@@ -124,7 +124,7 @@ class LinuxHost:
         self._changes.on_loss(listener.events_lost)
         self.door.listen(listener.knocked)
         self.memory.listen(listener)
-        self.guard.listen(listener)
+        self.guard.listen(listener.memory_breached)
 
     def close(self) -> None:
         """Lets go of descriptors; cgroups and limits stay."""

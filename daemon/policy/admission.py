@@ -236,9 +236,12 @@ def admit(
 ) -> Ruling:
     """Rules on `intent`, which has passed `policy.intent.check`. Never promises more than session, host or parent have."""
     closed = _closed(session, host, is_nested=parent is not None)
-    if closed is not None:
-        return closed
     rooms = _memory_rooms(session, host, parent)
+    if closed is not None:
+        # To wait for other calls to end is of no use to one that never fits.
+        least = least_memory_bytes(intent)
+        never_fits = closed.could_wait and any(least > room.total_bytes for room in rooms)
+        return _refused_memory(least, rooms) if never_fits else closed
     room = _tightest(rooms)
     declared_max = intent.memory_max_bytes
     if intent.memory_bytes is not None:

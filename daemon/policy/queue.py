@@ -165,6 +165,15 @@ def is_overdue(waiter: Waiter) -> bool:
     return waiter.passed >= BYPASSES_MAX
 
 
+def hopeless(view: View) -> list[Waiter]:
+    """Those that never fit, because a level has become smaller than what they need."""
+    return [
+        each
+        for each in view.waiting
+        if any(each.memory_bytes > view.levels[key].total_bytes for key in each.levels)
+    ]
+
+
 def plan(view: View) -> Plan:
     """Grants what fits, in order; counts for each of the others how often it was passed."""
     room = _Room(dict(view.levels), dict(view.sessions), view.calls_free)

@@ -102,11 +102,28 @@ def decide_budget(request: BudgetRequest, base: Budget, host: HostView) -> Budge
     return budget
 
 
+def within(limits: CallLimits, budget: Budget) -> CallLimits:
+    """`limits` of a live call under a new budget of its session: nothing that it may reach is more than what there is."""
+
+    def capped(limit: int | None, bound: int | None) -> int | None:
+        return limit if limit is None or bound is None else min(limit, bound)
+
+    reach = capped(limits.memory_max_bytes, max(budget.calls_memory_bytes, limits.memory_bytes))
+    return dataclasses.replace(
+        limits,
+        memory_max_bytes=reach,
+        memory_high_bytes=None if reach == limits.memory_bytes else limits.memory_high_bytes,
+        cpu_milli=capped(limits.cpu_milli, budget.cpu_milli),
+        pids_max=capped(limits.pids_max, budget.pids_max),
+    )
+
+
 def check_shrink(
     budget: Budget, old: Budget, memory_reserved_bytes: int, usage: Usage, host: HostView
 ) -> None:
     """Raises RequestError(STATE) when the new budget is below what the session uses or has promised."""
-    if budget.calls_memory_bytes < memory_reserved_bytes:
+    # What is lent may be promised beyond the budget; that is no reason against a change that takes nothing away.
+    if budget.calls_memory_bytes < min(memory_reserved_bytes, old.calls_memory_bytes):
         raise RequestError(
             Kind.STATE,
             f"running calls have reserved {format_size(memory_reserved_bytes)}; the new budget leaves them "

@@ -1,0 +1,112 @@
+"""A budget that changes under live calls, and what it leaves of what they and those who wait were promised.
+
+Random sequences (tests/sequences) found each of these.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from agentcgroup.daemon.errors import RequestError
+from agentcgroup.daemon.model import (
+    Answer,
+    BudgetRequest,
+    CallState,
+    Decision,
+    Intent,
+    Priority,
+    Reason,
+    Usage,
+)
+from tests.integration.harness import MIB, Daemon
+
+GIB = 1024 * MIB
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
+    daemon = Daemon(tmp_path / "r")
+    await daemon.start()
+    yield daemon
+    await daemon.stop()
+
+
+def begun(daemon: Daemon, intent: Intent, parent_id: str = "") -> str:
+    call_id = daemon.controller.declare("web", intent, parent_id, 0).call_id
+    daemon.controller.begin_pidfd("web", call_id, os.getpid(), os.pidfd_open(os.getpid()))
+    return call_id
+
+
+async def test_calls_shrink_with_their_session(daemon: Daemon) -> None:
+    await daemon.open("web", GIB)
+    call_id = begun(daemon, Intent(memory_bytes=100 * MIB))
+    call = daemon.controller.call("web", call_id)
+    assert call.limits.memory_max_bytes == 768 * MIB
+    daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=512 * MIB), None)
+    assert call.limits.memory_max_bytes == 384 * MIB, "a quarter of it is the agent's"
+    assert daemon.host.calls[call_id].limits.memory_max_bytes == 384 * MIB
+    daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=GIB), None)
+    assert call.limits.memory_max_bytes == 384 * MIB, "it was answered that, and nobody asked for more"
+
+
+async def test_a_session_does_not_shrink_below_what_calls_inside_calls_were_promised(daemon: Daemon) -> None:
+    await daemon.open("web", GIB)
+    outer = begun(daemon, Intent(memory_bytes=50 * MIB))
+    assert (
+        daemon.controller.declare("web", Intent(memory_bytes=400 * MIB), outer).decision is Decision.GRANTED
+    )
+    with pytest.raises(RequestError, match="running calls have reserved 400 MiB"):
+        daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=256 * MIB), None)
+
+
+async def test_a_call_that_never_fits_is_told_so_also_when_no_call_may_begin(daemon: Daemon) -> None:
+    await daemon.open("web", GIB, calls_max=1)
+    assert daemon.controller.declare("web", Intent(memory_bytes=MIB)).decision is Decision.GRANTED
+    answer = daemon.controller.declare("web", Intent(memory_bytes=900 * MIB))
+    assert (answer.decision, answer.reason) == (Decision.REFUSED, Reason.SESSION_MEMORY)
+    assert "never fit" in answer.suggestion
+
+
+async def test_who_waits_for_more_than_a_smaller_budget_has_is_refused_at_once(daemon: Daemon) -> None:
+    await daemon.open("web", GIB)
+    daemon.controller.declare("web", Intent(memory_bytes=300 * MIB))
+    queued = daemon.controller.declare("web", Intent(memory_bytes=600 * MIB))
+    assert queued.decision is Decision.QUEUED
+    heard: list[Answer] = []
+    daemon.controller.follow(daemon.controller.call("web", queued.call_id), heard.append)
+    daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=512 * MIB), None)
+    while not heard:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert [(each.decision, each.reason) for each in heard] == [(Decision.REFUSED, Reason.SESSION_MEMORY)]
+    assert not daemon.controller.calls_waiting
+
+
+async def test_places_in_the_queue_are_distinct_when_one_of_them_gets_more_than_the_least(
+    daemon: Daemon,
+) -> None:
+    """Who declared nothing is planned with the least that it could do with, and gets all that it would like."""
+    await daemon.open("web", GIB)
+    first = daemon.controller.declare("web", Intent(memory_bytes=768 * MIB))
+    waiting = [daemon.controller.declare("web", Intent()).call_id for _ in range(5)]
+    daemon.controller.give_back("web", first.call_id)
+    while len(daemon.controller.calls("web")) == 6 or daemon.controller.calls_waiting == 5:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    calls = [daemon.controller.call("web", call_id) for call_id in waiting]
+    assert [call.state for call in calls] == [CallState.DECLARED] * 3 + [CallState.QUEUED] * 2
+    assert [call.queue.position for call in calls if call.queue] == [1, 2]
+
+
+async def test_a_change_that_takes_nothing_away_is_no_matter_of_what_is_lent(daemon: Daemon) -> None:
+    session = await daemon.open("web", GIB)
+    first = begun(daemon, Intent(memory_bytes=700 * MIB))
+    daemon.host.calls[first].usage = Usage(memory_current_bytes=MIB, memory_peak_bytes=MIB)
+    daemon.clock.time_ns += 60 * 10**9
+    assert daemon.controller.declare("web", Intent(memory_bytes=300 * MIB)).decision is Decision.GRANTED
+    assert session.memory_reserved_bytes == 1000 * MIB > session.budget.calls_memory_bytes
+    daemon.controller.update_session("web", BudgetRequest(), Priority.HIGH)
+    assert session.priority is Priority.HIGH
+    with pytest.raises(RequestError, match="running calls have reserved"):
+        daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=900 * MIB), None)
