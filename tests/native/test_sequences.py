@@ -1,0 +1,43 @@
+"""500 random sequences of sessions, calls, cancellations, disconnects and operators against the real daemon.
+
+On real cgroups, here without controllers: placement, queue and books are real, limits are not; see tests/kernel for those.
+"""
+
+import asyncio
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.running import running_daemon
+from tests.sequences.company import CONFIGURATION, Held, ends_agree, has_not_grown, nothing_is_left, play
+from tests.sequences.steps import script
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making cgroups needs root")
+
+SEQUENCES = 500
+# The daemon has grown to its size when so many are over.
+WARM = 100
+PLAYERS = 10
+
+
+@pytest.mark.timeout(600)
+def test_whatever_happens_the_invariants_hold(tmp_path: Path) -> None:
+    with running_daemon(tmp_path, CONFIGURATION, memory="2G") as daemon:
+
+        def run(seeds: range) -> None:
+            outcome = asyncio.run(play(daemon, map(script, seeds), players=PLAYERS, eats=lambda _: 1))
+            assert not outcome.failures, "\n".join(map(str, outcome.failures))
+            ended.update(outcome.verdicts)
+            nothing_is_left(daemon)
+
+        ended: Counter[str] = Counter()
+        run(range(WARM))
+        before = Held.by(daemon)
+        run(range(WARM, SEQUENCES))
+        has_not_grown(daemon, before)
+        ends_agree(daemon, ended)
+        assert {"ok", "signal", "operator", "session_end"} <= set(ended), (
+            "they reached what they were to reach"
+        )

@@ -1,0 +1,179 @@
+"""Many sequences at the same time against one daemon, and what must hold when all of them are over."""
+
+import asyncio
+import re
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from agentcgroup.client import AsyncOperatorClient, ClientError
+from tests.running import RunningDaemon
+from tests.sequences import checks
+from tests.sequences.sequence import MIB, PATIENCE_S, Place, Sequence, describe
+from tests.sequences.steps import Script
+
+_LOOK_EVERY_S: Final = 0.1
+# Python frees late and the daemon remembers what calls needed; more than this is a leak.
+_MOST_GROWTH_BYTES: Final = 48 * MIB
+# Threads and descriptors that gRPC and SQLite open as they see fit; a leak of ours is one for each sequence.
+_LIBRARIES: Final = 12
+
+CONFIGURATION: Final = """
+[call]
+grant_lifetime = "1s"
+throttle_limit = "1s"
+freeze_limit = "1s"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the daemon's process holds when nothing is left to do."""
+
+    descriptors: int
+    threads: int
+    memory_bytes: int
+
+    @classmethod
+    def by(cls, daemon: RunningDaemon) -> "Held":
+        at = Path(f"/proc/{daemon.pid}")
+        pages = int((at / "statm").read_text().split()[1])
+        return cls(len(list((at / "fd").iterdir())), len(list((at / "task").iterdir())), pages * 4096)
+
+
+def has_not_grown(daemon: RunningDaemon, before: Held) -> None:
+    """Whatever was opened is closed again, and memory is bounded. Connections take a moment to go."""
+    after = before
+    for _ in range(600):
+        after = Held.by(daemon)
+        if (
+            after.descriptors <= before.descriptors + _LIBRARIES
+            and after.threads <= before.threads + _LIBRARIES
+        ):
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(f"{before} grew to {after}")
+    assert after.memory_bytes - before.memory_bytes < _MOST_GROWTH_BYTES, (before, after)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    sequence: Sequence
+    error: BaseException
+
+    def __str__(self) -> str:
+        return (
+            f"seed {self.sequence.script.seed}: {type(self.error).__name__}: {self.error}\n"
+            f"{describe(self.sequence)}"
+            f"  again: python -m tests.sequences {self.sequence.script.seed}"
+        )
+
+
+@dataclass(slots=True)
+class Outcome:
+    failures: list[Failure] = field(default_factory=list)
+    verdicts: Counter[str] = field(default_factory=Counter)
+    steps: int = 0
+
+    def __add__(self, other: "Outcome") -> "Outcome":
+        return Outcome(
+            self.failures + other.failures, self.verdicts + other.verdicts, self.steps + other.steps
+        )
+
+
+async def play(
+    daemon: RunningDaemon, scripts: Iterable[Script], *, players: int, eats: Callable[[int | None], int]
+) -> Outcome:
+    """Plays all of `scripts`, `players` at a time. The first failure lets no other begin."""
+    async with AsyncOperatorClient(daemon.operator_socket, timeout_s=PATIENCE_S) as operator:
+        place = Place(daemon, operator, eats)
+        outcome = Outcome()
+        left = iter(scripts)
+
+        async def player() -> None:
+            for script in left:
+                if outcome.failures:
+                    return
+                sequence = Sequence(place, script)
+                try:
+                    await sequence.play()
+                except (AssertionError, ClientError, TimeoutError, OSError) as error:
+                    outcome.failures.append(Failure(sequence, error))
+                outcome.verdicts += sequence.verdicts
+                outcome.steps += len(sequence.played)
+
+        watching = asyncio.create_task(_watch_host(operator))
+
+        async def play_all() -> None:
+            await asyncio.gather(*(player() for _ in range(players)))
+
+        playing = asyncio.create_task(play_all())
+        await asyncio.wait([watching, playing], return_when=asyncio.FIRST_COMPLETED)
+        watching.cancel()
+        playing.cancel()
+        for error in await asyncio.gather(watching, playing, return_exceptions=True):
+            if isinstance(error, Exception):
+                raise error
+        return outcome
+
+
+async def _watch_host(operator: AsyncOperatorClient) -> None:
+    capacity_bytes = (await operator.host()).memory_capacity_bytes
+    while True:
+        checks.sessions_fit(await operator.sessions(), capacity_bytes)
+        await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def metrics(daemon: RunningDaemon) -> dict[str, float]:
+    """The page of metrics, by name and labels."""
+    found = re.findall(r"http://127\.0\.0\.1:(\d+)/metrics", daemon.log.read_text())
+    with urllib.request.urlopen(f"http://127.0.0.1:{found[-1]}/metrics", timeout=30) as page:
+        lines = page.read().decode().splitlines()
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    }
+
+
+def total(page: dict[str, float], name: str) -> float:
+    """A metric over all its labels."""
+    return sum(value for key, value in page.items() if key.partition("{")[0] == name)
+
+
+def nothing_is_left(daemon: RunningDaemon) -> None:
+    """No session, call, queue or cgroup; what the metrics say agrees with the lists and the log."""
+    with daemon.operator() as operator:
+        host = operator.host()
+        assert (host.sessions, host.calls_live, host.memory_reserved_bytes) == (0, 0, 0), host
+        assert operator.calls() == [] and operator.sessions() == []
+    assert daemon.cgroups() == []
+    page = metrics(daemon)
+    for name in ("sessions", "calls", "calls_held", "host_memory_reserved_bytes", "internal_errors_total"):
+        assert total(page, f"agentcgroup_{name}") == 0, name
+    opened, closed = (total(page, f"agentcgroup_sessions_{what}_total") for what in ("opened", "closed"))
+    assert opened == closed > 0
+    # Whoever was queued left the queue in one way.
+    queued = sum(
+        value
+        for key, value in page.items()
+        if key.startswith("agentcgroup_answers_total{") and 'decision="queued"' in key
+    )
+    assert total(page, "agentcgroup_queue_wait_seconds_count") == queued
+
+
+def ends_agree(daemon: RunningDaemon, ended: Counter[str]) -> None:
+    """`ended`: how calls ended by their reports, which is how they ended by the metrics."""
+    page = metrics(daemon)
+    assert total(page, "agentcgroup_calls_ended_total") == ended.total()
+    for verdict, count in ended.items():
+        told = sum(
+            value
+            for key, value in page.items()
+            if key.startswith("agentcgroup_calls_ended_total{") and f'verdict="{verdict}"' in key
+        )
+        assert told == count, f"{verdict}: {told} in the metrics, {count} in the reports"
