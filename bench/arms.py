@@ -186,6 +186,7 @@ _CONFIGURATION: Final = """\
 [daemon]
 run_dir = "{run_dir}"
 state_dir = "{state_dir}"
+on_stop = "end"
 log_level = "warning"
 [host]
 cgroup_root = "{root}"

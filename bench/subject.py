@@ -31,6 +31,7 @@ CONFIGURATION = """\
 [daemon]
 run_dir = "{run_dir}"
 state_dir = "{state_dir}"
+on_stop = "end"
 log_level = "{log_level}"
 [host]
 cgroup_root = "{root}"

@@ -118,15 +118,24 @@ async def _host(config: Config) -> AsyncIterator[Host]:
 
 
 async def run(config: Config, load: Callable[[], Config]) -> None:
-    """Runs the daemon until SIGTERM or SIGINT; `load` reads the configuration again, on SIGHUP or an operator's word.
+    """Runs the daemon until SIGTERM, which sessions may outlive (daemon.on_stop), or SIGINT, which ends them.
+
+    `load` reads the configuration again, on SIGHUP or an operator's word.
 
     Raises HostUnfit, AlreadyRunning or ConfigError before it serves.
     """
     _raise_descriptor_limit()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    ends_sessions = False
+
+    def on_interrupt() -> None:
+        nonlocal ends_sessions
+        ends_sessions = True
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, on_interrupt)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(sole_instance(Path(config.daemon.run_dir)))
         host = await stack.enter_async_context(_host(config))
@@ -144,9 +153,23 @@ async def run(config: Config, load: Callable[[], Config]) -> None:
             stack.callback(native.close)
         api = Api(config, controller, history, reloader, native)
         controller.use_doors(api)
+        api.prepare([kept.name for kept in host.kept_sessions()])
+
+        async def take_down() -> None:
+            # What fails ends nobody's work, whatever is configured for a stop.
+            keeps = not stop.is_set() or (controller.config.daemon.on_stop == "keep" and not ends_sessions)
+            many = len(controller.sessions())
+            if keeps:
+                log.info("stopping: %d sessions run on, the next start takes them over", many)
+                await controller.leave()
+            else:
+                log.info("stopping: ending %d sessions", many)
+                await controller.close()
+            await api.stop(sessions_stay=keeps)
+
+        stack.push_async_callback(take_down)
+        await controller.take_over()
         await api.start()
-        stack.push_async_callback(api.stop)
-        stack.push_async_callback(controller.close)
         if config.metrics.enabled:
             endpoint = MetricsEndpoint(config, controller, history)
             await endpoint.start()
@@ -170,7 +193,6 @@ async def run(config: Config, load: Callable[[], Config]) -> None:
         gc.freeze()
         stack.enter_context(systemd.ready(loop))
         await stop.wait()
-        log.info("stopping: ending %d sessions", len(controller.sessions()))
 
 
 __all__ = ["AlreadyRunning", "HostUnfit", "run"]

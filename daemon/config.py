@@ -40,6 +40,8 @@ class DaemonConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: str = "info"
     # "text" or "json"; text carries journald priorities.
     log_format: str = "text"
+    # What a stop (SIGTERM) does to sessions: "keep" leaves them to the next start, "end" ends them. SIGINT ends them always.
+    on_stop: str = "keep"
     # Say every action, do none.
     dry_run: bool = False
 
@@ -244,6 +246,7 @@ def _check_values(config: Config, source: str) -> None:
             config.daemon.log_level in ("debug", "info", "warning", "error"),
             "daemon.log_level is debug, info, warning or error",
         ),
+        (config.daemon.on_stop in ("keep", "end"), "daemon.on_stop is 'keep' or 'end'"),
         (host.unenforced in ("run", "refuse"), "host.unenforced is 'run' or 'refuse'"),
         (config.bpf.enabled in ("auto", "on", "off"), "bpf.enabled is 'auto', 'on' or 'off'"),
         (config.bpf.memory_guard in ("auto", "off"), "bpf.memory_guard is 'auto' or 'off'"),

@@ -96,6 +96,9 @@ class Counters:
     request_errors: Counter[Kind] = field(default_factory=Counter)
     sessions_opened: int = 0
     sessions_closed: int = 0
+    # Taken over from an earlier daemon.
+    sessions_adopted: int = 0
+    calls_adopted: int = 0
     leftover_processes: int = 0
     # Processes at a transparent door that had ended before they could be placed.
     transparent_missed: int = 0
@@ -169,6 +172,8 @@ class Counters:
             request_errors=self.request_errors.copy(),
             sessions_opened=self.sessions_opened,
             sessions_closed=self.sessions_closed,
+            sessions_adopted=self.sessions_adopted,
+            calls_adopted=self.calls_adopted,
             leftover_processes=self.leftover_processes,
             transparent_missed=self.transparent_missed,
             kernel_events_lost=self.kernel_events_lost,

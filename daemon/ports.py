@@ -59,6 +59,24 @@ class Leaf:
     path: str
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The cgroup of a session or call of an earlier daemon; `record` is what that wrote on it (daemon/record.py).
+
+    `pids`: the live processes in it and below. `has_run`: any ever did. `is_frozen`: of a session its calls. Limits are as
+    the kernel has them, None: none. `parent`: the call around a nested one.
+    """
+
+    name: str
+    record: bytes | None
+    parent: str = ""
+    pids: tuple[int, ...] = ()
+    has_run: bool = False
+    is_frozen: bool = False
+    memory_max_bytes: int | None = None
+    pids_max: int | None = None
+
+
 class HostListener(Protocol):
     """What the machine tells the controller, on the event loop."""
 
@@ -226,6 +244,32 @@ class Host(Protocol):
 
     def remove_call(self, call_id: str) -> bool:
         """Removes the cgroup; False: it cannot be removed now and the sweep will take it later."""
+
+    # What outlives a daemon
+    def remember_session(self, session: str, record: bytes) -> None:
+        """Keeps `record` with the session's cgroup as long as that is there; what cannot be kept is logged once."""
+
+    def remember_call(self, call_id: str, record: bytes) -> None: ...
+    def kept_sessions(self) -> tuple[Kept, ...]:
+        """Sessions of an earlier daemon that this one has not reopened; not those of containers."""
+
+    def reopen_session(self, session: Session) -> str:
+        """Takes over the cgroups of a kept session, with its budget in force; returns the path.
+
+        What an earlier daemon had set for a moment, marks and protection, is taken back.
+        """
+
+    def has_agent(self, session: str) -> bool:
+        """Whether a live process is in the session's agent leaf."""
+
+    def kept_calls(self, session: str) -> tuple[Kept, ...]:
+        """Calls in an open session that are not this daemon's, a call before those nested in it."""
+
+    def reopen_call(self, call: ToolCall) -> str:
+        """Takes over the cgroup of a kept call, after the call around it; limits stay as they are. Returns the path."""
+
+    def reopen_process(self, call_id: str, pid: int) -> Process | None:
+        """The process when it is in the call, also one that has ended and was not waited for; None: another or none."""
 
     # Processes
     def open_process(self, session: Session, process: ProcessRef) -> Process:

@@ -24,6 +24,7 @@ LIVE: Final = frozenset(
         "call",
         "queue",
         "daemon.log_level",
+        "daemon.on_stop",
         "host.sessions_max",
         "host.calls_max",
         "host.oversubscription",

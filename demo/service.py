@@ -27,6 +27,7 @@ CONFIG: Final = """\
 [daemon]
 run_dir = "{run_dir}"
 state_dir = "{state_dir}"
+on_stop = "end"
 
 [host]
 cgroup_root = "{cgroup_root}"

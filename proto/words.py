@@ -126,6 +126,7 @@ class Action(StrEnum):
     """What was decided: the words of the decision log."""
 
     OPENED = "opened"
+    ADOPTED = "adopted"  # taken over from an earlier daemon
     CLOSED = "closed"
     GRANTED = "granted"
     TRIMMED = "trimmed"

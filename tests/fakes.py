@@ -36,7 +36,7 @@ from agentcgroup.daemon.model import (
     Usage,
     Verdict,
 )
-from agentcgroup.daemon.ports import HostListener, Leaf, Location, Process
+from agentcgroup.daemon.ports import HostListener, Kept, Leaf, Location, Process
 from tests.fake_memory import FakeMemory
 
 
@@ -199,6 +199,10 @@ class FakeHost:
         self.done: Counter[str] = Counter()
         # What the next operation of this name fails with, once.
         self.failures: dict[str, RequestError] = {}
+        # What outlives a daemon: records by name, of sessions and calls; what the kernel says of a call, by its id.
+        self.records: dict[str, bytes] = {}
+        self.reopened: set[str] = set()
+        self.frozen_sessions: set[str] = set()
         self.door = FakeDoor()
         self._watched: set[int] = set()
         self.memory = FakeMemory(self)
@@ -216,6 +220,11 @@ class FakeHost:
         for pidfd in list(self._watched):
             self.forget_process(pidfd)
 
+    def crash(self) -> None:
+        """The daemon is gone; what the kernel has stays, for another on the same machine."""
+        self.close()
+        self.reopened.clear()
+
     def memory_growth(self) -> tuple[dict[str, Growth], dict[str, Growth]]:
         return {}, {}
 
@@ -229,11 +238,13 @@ class FakeHost:
 
     def open_session(self, session: Session) -> str:
         self._do("open_session")
+        self.reopened.add(session.name)
         self.sessions[session.name] = session.budget
         return f"{self.cgroup_root}/{session.name}"
 
     def adopt_session(self, session: Session, cgroup_path: str) -> str:
         self._do("adopt_session")
+        self.reopened.add(session.name)
         self.sessions[session.name] = session.budget
         return cgroup_path
 
@@ -250,6 +261,7 @@ class FakeHost:
 
     def freeze_session(self, session: str, frozen: bool, include_agent: bool) -> None:
         self._do("freeze_session")
+        (self.frozen_sessions.add if frozen else self.frozen_sessions.discard)(session)
 
     def kill_agent(self, session: str) -> None:
         self._do("kill_agent")
@@ -265,6 +277,7 @@ class FakeHost:
 
     def create_call(self, call: ToolCall) -> str:
         self._do("create_call")
+        self.reopened.add(call.id)
         assert not call.parent_id or call.parent_id in self.calls, "the parent has no cgroup"
         self.calls[call.id] = FakeCall(call, call.limits, high_bytes=call.limits.memory_high_bytes)
         return f"{self.cgroup_root}/{call.session}/calls/{call.id}"
@@ -351,6 +364,63 @@ class FakeHost:
         self._do("remove_call")
         self.calls.pop(call_id, None)
         return True
+
+    # ---- what outlives a daemon
+
+    def remember_session(self, session: str, record: bytes) -> None:
+        self.records[session] = record
+
+    def remember_call(self, call_id: str, record: bytes) -> None:
+        if call_id in self.calls:
+            self.records[call_id] = record
+
+    def kept_sessions(self) -> tuple[Kept, ...]:
+        return tuple(
+            Kept(
+                name,
+                self.records.get(name),
+                is_frozen=name in self.frozen_sessions,
+                memory_max_bytes=budget.memory_max_bytes,
+            )
+            for name, budget in self.sessions.items()
+            if name not in self.reopened
+        )
+
+    def reopen_session(self, session: Session) -> str:
+        self._do("reopen_session")
+        self.reopened.add(session.name)
+        self.sessions[session.name] = session.budget
+        return f"{self.cgroup_root}/{session.name}"
+
+    def has_agent(self, session: str) -> bool:
+        return any(home == session and _is_alive(pid) for pid, home in self.homes.items())
+
+    def kept_calls(self, session: str) -> tuple[Kept, ...]:
+        return tuple(
+            Kept(
+                call_id,
+                self.records.get(call_id),
+                parent=group.call.parent_id,
+                pids=tuple(pid for pid in group.pids if _is_alive(pid)),
+                has_run=bool(group.pids),
+                is_frozen=group.frozen,
+                memory_max_bytes=group.limits.memory_max_bytes,
+                pids_max=group.limits.pids_max,
+            )
+            for call_id, group in self.calls.items()
+            if group.call.session == session and call_id not in self.reopened
+        )
+
+    def reopen_call(self, call: ToolCall) -> str:
+        self._do("reopen_call")
+        self.reopened.add(call.id)
+        self.calls[call.id].call = call
+        return f"{self.cgroup_root}/{call.session}/calls/{call.id}"
+
+    def reopen_process(self, call_id: str, pid: int) -> Process | None:
+        if pid not in self.calls[call_id].pids or not _is_alive(pid):
+            return None
+        return Process(pid, os.pidfd_open(pid))
 
     # ---- processes
 

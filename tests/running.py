@@ -23,9 +23,15 @@ class RunningDaemon:
     """One agentcgroupd. `run_dir` is short because Unix socket paths are."""
 
     def __init__(
-        self, directory: Path, configuration: str = "", *, unenforced: str = "run", memory: str = "0"
+        self,
+        directory: Path,
+        configuration: str = "",
+        *,
+        unenforced: str = "run",
+        memory: str = "0",
+        on_stop: str = "end",
     ) -> None:
-        """`memory`: what all sessions may use, as in host.memory."""
+        """`memory`: what all sessions may use, as in host.memory. `on_stop`: as in daemon.on_stop."""
         self.directory = directory
         self.name = f"agentcgroup-test-{os.getpid()}-{directory.name[-8:]}"
         self.run_dir = Path("/run") / self.name[-30:]
@@ -37,6 +43,7 @@ class RunningDaemon:
 [daemon]
 run_dir = "{self.run_dir}"
 state_dir = "{directory}/state"
+on_stop = "{on_stop}"
 log_level = "debug"
 [host]
 cgroup_root = "{self.name}"
@@ -65,18 +72,27 @@ enabled = false
 
     def start(self) -> None:
         with self.log.open("ab") as log:
+            before = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "agentcgroup.daemon", "-c", str(self.config)],
                 stdout=log,
                 stderr=log,
             )
         deadline = time.monotonic() + START_DEADLINE_S
-        while "ready: tier" not in self.log.read_text(errors="replace"):
+        # Of this start, which may not be the first.
+        while "ready: tier" not in (said := self._log_from(before)):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(
-                    f"the daemon did not start:\n{self.log.read_text(errors='replace')[-4000:]}"
-                )
+                raise AssertionError(f"the daemon did not start:\n{said[-4000:]}")
             time.sleep(0.02)
+
+    def _log_from(self, offset: int) -> str:
+        return self.log.read_bytes()[offset:].decode(errors="replace")
+
+    def crash(self) -> None:
+        """SIGKILL, and gone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(30)
 
     def stop(self) -> int:
         assert self.process is not None
@@ -133,9 +149,14 @@ enabled = false
 
 @contextlib.contextmanager
 def running_daemon(
-    directory: Path, configuration: str = "", *, unenforced: str = "run", memory: str = "0"
+    directory: Path,
+    configuration: str = "",
+    *,
+    unenforced: str = "run",
+    memory: str = "0",
+    on_stop: str = "end",
 ) -> Iterator[RunningDaemon]:
-    daemon = RunningDaemon(directory, configuration, unenforced=unenforced, memory=memory)
+    daemon = RunningDaemon(directory, configuration, unenforced=unenforced, memory=memory, on_stop=on_stop)
     try:
         daemon.start()
         yield daemon

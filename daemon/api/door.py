@@ -111,8 +111,11 @@ class LaunchDoor:
         """Connections that have not said anything yet."""
         return len(self._waiting)
 
-    def close(self) -> None:
-        """Stops listening and hangs up on everybody who waits."""
+    def close(self, *, hang_up: bool = False) -> None:
+        """Stops listening and hangs up on everybody who waits; `hang_up`: also on those in the queue, without a word.
+
+        They ask the next daemon, see client/launcher/ask.c.
+        """
         if self._pause is not None:
             self._pause.cancel()
         if self._preparing is not None:
@@ -122,7 +125,7 @@ class LaunchDoor:
             self._listener.close()
         for number in list(self._waiting):
             self._forget(number).close()
-        self._held.close()
+        self._held.close(hang_up=hang_up)
         if self.lost != Lost():
             log.info(
                 "session %s: callers without an answer at the launcher's door: %s", self._session, self.lost

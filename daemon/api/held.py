@@ -54,9 +54,12 @@ class HeldCallers:
         self._controller.follow(call, functools.partial(self._on_answer, call_id))
         self._send(held, _reply(answer))
 
-    def close(self) -> None:
-        """Answers everybody that the session's end has not answered, and hangs up."""
+    def close(self, *, hang_up: bool = False) -> None:
+        """Answers everybody that the session's end has not answered, unless told not to, and hangs up."""
         for call_id in list(self._held):
+            if hang_up:
+                self._let_go(call_id)
+                continue
             self._finish(call_id, Reply(Status.REFUSED, message="Refused: the session is being removed."))
 
     def _on_readable(self, call_id: str) -> None:

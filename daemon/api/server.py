@@ -7,6 +7,7 @@ of its own, which costs a file descriptor and a few kilobytes; they share one ev
 import asyncio
 import contextlib
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -85,30 +86,43 @@ class Api:
         self._operator_server: grpc.aio.Server | None = None
         self._sessions: Final[dict[str, _Served]] = {}
         self._native: Final = native
+        self._operator_gid: int | None = None
+        # Sessions of an earlier daemon that have not been opened yet.
+        self._kept: set[str] = set()
 
     # ---- the operators' socket
 
+    def prepare(self, kept: Collection[str] = ()) -> None:
+        """Makes the run directory ready; `kept`: sessions of an earlier daemon, opened before the operators' socket is.
+
+        Raises ConfigError. The caller holds the lock of the only daemon.
+        """
+        self._operator_gid = sockets.operator_gid(self._operator_group)
+        sockets.prepare_run_dir(self._run_dir, kept)
+        self._kept = set(kept)
+
     async def start(self) -> None:
-        """Opens the operators' socket. Raises ConfigError. The caller holds the lock of the only daemon."""
-        gid = sockets.operator_gid(self._operator_group)
-        sockets.prepare_run_dir(self._run_dir)
+        """Opens the operators' socket, after `prepare`. Raises ConfigError."""
         path = self._run_dir / sockets.OPERATOR_SOCKET
         server = self._new_server()
         operator_pb2_grpc.add_OperatorServiceServicer_to_server(self._operators, server)
         await _add_standard_services(server, _OPERATOR)
-        with sockets.closed_to_others(self._run_dir):
-            try:
-                server.add_insecure_port(sockets.address(path))
-            except RuntimeError as error:
-                raise ConfigError(f"daemon.run_dir: the socket {path} cannot be bound: {error}") from error
-            sockets.give_to_operators(path, gid)
+        staged = sockets.make_staging_dir(self._run_dir)
+        try:
+            server.add_insecure_port(sockets.address(staged / sockets.OPERATOR_SOCKET))
+        except RuntimeError as error:
+            raise ConfigError(f"daemon.run_dir: the socket {path} cannot be bound: {error}") from error
+        sockets.give_to_operators(staged / sockets.OPERATOR_SOCKET, path, self._operator_gid)
+        staged.rmdir()
         await server.start()
         self._operator_server = server
 
-    async def stop(self) -> None:
-        """Closes every socket; requests that are being worked on get a moment. The core is still there."""
-        for name in list(self._sessions):
-            await self.close(name)
+    async def stop(self, *, sessions_stay: bool = False) -> None:
+        """Closes every socket; requests that are being worked on get a moment. The core is still there.
+
+        `sessions_stay`: directories and names of sockets are left for the next daemon.
+        """
+        await asyncio.gather(*(self._close(name, stays=sessions_stay) for name in list(self._sessions)))
         if self._operator_server is not None:
             self._operators.close()
             await _stop(self._operator_server, _STOP_GRACE_S, "operators")
@@ -124,16 +138,20 @@ class Api:
     async def open(self, session: Session) -> None:
         """Opens the sockets of `session` in its socket_dir. Raises RequestError; then nothing is left of them."""
         path = Path(session.socket_dir)
-        sockets.make_session_dir(path)
+        kept = session.name in self._kept
+        self._kept.discard(session.name)
+        sockets.make_session_dir(path, kept=kept)
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(_remove, path)
+            staged = sockets.make_staging_dir(self._run_dir)
+            undo.callback(_remove, staged)
             server = self._new_server()
             service = AgentService(self._controller, self._history, session.name)
             agent_pb2_grpc.add_AgentServiceServicer_to_server(service, server)
             await _add_standard_services(server, _AGENT)
-            _bind(server, path / sockets.AGENT_SOCKET)
+            _bind(server, staged / sockets.AGENT_SOCKET)
             undo.push_async_callback(server.stop, None)
-            listener = sockets.listen_for_launchers(path / sockets.LAUNCH_SOCKET, BACKLOG)
+            listener = sockets.listen_for_launchers(staged / sockets.LAUNCH_SOCKET, BACKLOG)
             undo.callback(listener.close)
             try:
                 files = FeedbackFiles(
@@ -144,7 +162,8 @@ class Api:
                     Kind.HOST, f"{path} cannot be opened: {error}", "look at the directory's rights"
                 ) from error
             undo.callback(files.close)
-            sockets.give_to_owner(path, session.owner_uid, session.owner_gid)
+            sockets.give_to_owner(staged, path, session.owner_uid, session.owner_gid)
+            _remove(staged)
             await server.start()
             door = LaunchDoor(self._controller, session.name, listener, self._native)
             self._sessions[session.name] = _Served(path, server, service, door, files)
@@ -152,14 +171,18 @@ class Api:
 
     async def close(self, name: str) -> None:
         """Closes the session's sockets and removes their directory. A name without sockets is no error."""
+        await self._close(name, stays=False)
+
+    async def _close(self, name: str, *, stays: bool) -> None:
         served = self._sessions.pop(name, None)
         if served is None:
             return
-        served.door.close()
+        served.door.close(hang_up=stays)
         served.files.close()
         served.service.close()
         await _stop(served.server, _SESSION_GRACE_S, name)
-        await asyncio.to_thread(_remove, served.path)
+        if not stays:
+            await asyncio.to_thread(_remove, served.path)
 
     def _new_server(self) -> grpc.aio.Server:
         return grpc.aio.server(

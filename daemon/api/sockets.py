@@ -1,18 +1,19 @@
 """The directories and files of the sockets: who may reach them is who may use them, so they are made with care.
 
 A socket is bound inside a directory that only this daemon can enter, gets its owner and mode there, and only
-then the directory is opened to others: at no moment can anybody connect who may not. See unix(7): connecting
+then is moved to where others find it: at no moment can anybody connect who may not. See unix(7): connecting
 needs write permission on the socket and search permission on its path.
 """
 
 import contextlib
 import grp
+import itertools
 import os
 import shutil
 import socket
 import stat
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +25,8 @@ OPERATOR_SOCKET: Final = "operator.sock"
 AGENT_SOCKET: Final = "agent.sock"
 LAUNCH_SOCKET: Final = launch.SOCKET_NAME
 SESSIONS: Final = "sessions"
+# Where sockets are bound before anybody may reach them.
+STAGING: Final = ".new"
 
 # sun_path of unix(7), less the NUL.
 _MOST_PATH_BYTES: Final = 107
@@ -34,10 +37,11 @@ def address(path: Path) -> str:
     return f"unix:{urllib.parse.quote(os.fspath(path))}"
 
 
-def prepare_run_dir(run_dir: Path) -> None:
+def prepare_run_dir(run_dir: Path, kept: Collection[str] = ()) -> None:
     """Makes `run_dir` and removes what a former daemon left in it. Raises ConfigError when it cannot be trusted.
 
-    The caller holds the lock of the only daemon.
+    The directories of the sessions `kept` stay: their agents may have them mounted. The caller holds the lock of the only
+    daemon.
     """
     try:
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -54,9 +58,14 @@ def prepare_run_dir(run_dir: Path) -> None:
         raise ConfigError(f"{operator} is there and is no socket: move it away")
     try:
         operator.unlink(missing_ok=True)
-        _remove_tree(run_dir / SESSIONS)
-        (run_dir / SESSIONS).mkdir(mode=0o711)
-        (run_dir / SESSIONS).chmod(0o711)
+        for name, mode in ((SESSIONS, 0o711), (STAGING, 0o700)):
+            (run_dir / name).mkdir(mode=mode, exist_ok=True)
+            (run_dir / name).chmod(mode)
+        for left in (run_dir / SESSIONS).iterdir():
+            if left.name not in kept:
+                _remove_any(left)
+        for left in (run_dir / STAGING).iterdir():
+            _remove_any(left)
     except OSError as error:
         raise ConfigError(
             f"daemon.run_dir: {error}: name a directory that agentcgroupd can write"
@@ -76,28 +85,25 @@ def operator_gid(group: str) -> int | None:
         ) from None
 
 
-@contextlib.contextmanager
-def closed_to_others(run_dir: Path) -> Iterator[None]:
-    """Inside the block nobody else can enter `run_dir`; afterwards everybody can pass through it."""
-    run_dir.chmod(0o700)
-    try:
-        yield
-    finally:
-        run_dir.chmod(0o755)
+def give_to_operators(staged: Path, path: Path, gid: int | None) -> None:
+    """Shows the socket `staged` as `path`, for root alone or root and the group `gid`.
 
-
-def give_to_operators(path: Path, gid: int | None) -> None:
-    """Root alone, or root and the group `gid`. Raises ConfigError when this daemon may not give it to the group."""
+    Raises ConfigError when this daemon may not give it to the group.
+    """
     try:
         if gid is not None:
-            os.chown(path, -1, gid)
-        path.chmod(0o600 if gid is None else 0o660)
+            os.chown(staged, -1, gid)
+        staged.chmod(0o600 if gid is None else 0o660)
+        staged.rename(path)
     except OSError as error:
         raise ConfigError(f"daemon.operator_group: {path} cannot be given to the group: {error}") from error
 
 
-def make_session_dir(path: Path) -> None:
-    """Makes the directory of a session's sockets, for this daemon alone. Raises RequestError."""
+def make_session_dir(path: Path, *, kept: bool) -> None:
+    """Makes the directory of a session's sockets, for this daemon alone. Raises RequestError.
+
+    `kept`: that of an earlier daemon stays the same directory, its owner's.
+    """
     longest = max(len(AGENT_SOCKET), len(LAUNCH_SOCKET))
     room = _MOST_PATH_BYTES - longest - len(os.fsencode(path.parent)) - 2
     if len(os.fsencode(path.name)) > room:
@@ -108,9 +114,22 @@ def make_session_dir(path: Path) -> None:
             "name",
         )
     with _host_errors(path):
-        _remove_tree(path)
+        if kept and path.is_dir() and not path.is_symlink():
+            return
+        _remove_any(path)
         path.mkdir(mode=0o700)
         path.chmod(0o700)
+
+
+def make_staging_dir(run_dir: Path) -> Path:
+    """A new directory that nobody else may enter; its sockets' paths are no longer than a session's. Raises RequestError."""
+    with _host_errors(run_dir / STAGING):
+        for number in itertools.count():
+            place = run_dir / STAGING / str(number)
+            with contextlib.suppress(FileExistsError):
+                place.mkdir(mode=0o700)
+                return place
+    raise AssertionError("counting has no end")
 
 
 def listen_for_launchers(path: Path, backlog: int) -> socket.socket:
@@ -128,22 +147,36 @@ def listen_for_launchers(path: Path, backlog: int) -> socket.socket:
     return listener
 
 
-def give_to_owner(path: Path, uid: int, gid: int) -> None:
-    """Gives a session's sockets and then their directory to its owner, who from then on may enter. Raises RequestError.
+def give_to_owner(staged: Path, path: Path, uid: int, gid: int) -> None:
+    """Gives the sockets in `staged` to a session's owner and shows them in `path`, which is then the owner's, too.
 
-    The directory comes last: what is in a directory of somebody else's can be exchanged by them at any
-    moment.
+    A socket takes the place of an earlier daemon's at once: a caller meets the one or the other. What else is in a directory
+    of somebody else's can be exchanged by them at any moment, so nothing there is touched by name but what is replaced.
+    Raises RequestError.
     """
     with _host_errors(path):
         for name in (AGENT_SOCKET, LAUNCH_SOCKET):
-            (path / name).chmod(0o600)
-            os.chown(path / name, uid, gid)
-        os.chown(path, uid, gid)
+            (staged / name).chmod(0o600)
+            os.chown(staged / name, uid, gid)
+        target = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for name in (AGENT_SOCKET, LAUNCH_SOCKET):
+                os.rename(staged / name, name, dst_dir_fd=target)
+            os.fchown(target, uid, gid)
+        finally:
+            os.close(target)
 
 
 def remove_session_dir(path: Path) -> None:
     """Removes the directory with whatever its owner put there. Raises OSError."""
     _remove_tree(path)
+
+
+def _remove_any(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        _remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _remove_tree(path: Path) -> None:

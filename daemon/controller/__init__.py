@@ -3,7 +3,7 @@
 import os
 
 from agentcgroup import __version__
-from agentcgroup.daemon.controller.drain import Draining
+from agentcgroup.daemon.controller.adoption import Adoption
 from agentcgroup.daemon.controller.standing import MOST_STANDING
 from agentcgroup.daemon.model import HostStatus, Level, SessionLimits, ToolCall
 from agentcgroup.daemon.policy import admission, truth
@@ -12,7 +12,7 @@ from agentcgroup.daemon.policy import admission, truth
 _TIGHT, _CRITICAL = 0.25, 0.05
 
 
-class Controller(Draining):
+class Controller(Adoption):
     """Everything the edges may ask for. Runs on one event loop; nothing here blocks but short cgroup file operations."""
 
     @property

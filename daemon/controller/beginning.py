@@ -43,6 +43,7 @@ class Beginnings(Sampling):
             )
         self._decided(Action.BEGUN, call.session, words, call=call, actor=Actor.AGENT, pid=call.pid)
         self._say(FeedbackKind.STARTED, call.session, words, call=call, level=Level.AMPLE)
+        self._remember_call(call)
         self._begin_ladder(call)
         self._begin_samples(call)
 
@@ -52,13 +53,13 @@ class Beginnings(Sampling):
         So the status of a shell's job is that of its last process, as in the shell. Takes over the pidfd.
         """
         life = self._lives.setdefault(call.id, Life())
-        life.followed += 1
+        life.followed.add(process.pid)
         if process.pid > call.pid:
             call.pid = process.pid
             life.status_known.clear()
 
         def on_exit() -> None:
-            life.followed -= 1
+            life.followed.discard(process.pid)
             if not life.followed:
                 self._main_ended(call)
 

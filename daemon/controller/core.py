@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from agentcgroup.daemon import record
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.experience import Experience
@@ -65,8 +66,8 @@ class Life:
 
     status_known: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    # Processes that it lives as long as: the main process, or all of a shell's job.
-    followed: int = 0
+    # Pids of the processes that it lives as long as: the main process, or all of a shell's job.
+    followed: set[int] = field(default_factory=set)
     climb: Climb = field(default_factory=Climb)
 
 
@@ -322,6 +323,16 @@ class Core:
         self._history.note(event)
         return event.id
 
+    # ---- for the daemon after this one
+
+    def _remember_session(self, session: Session) -> None:
+        self._host.remember_session(session.name, record.encode_session(session))
+
+    def _remember_call(self, call: ToolCall) -> None:
+        """Of one that has begun, or is prepared. Off the path of a launch: an agent must not wait for it."""
+        life = self._lives.get(call.id)
+        self._host.remember_call(call.id, record.encode_call(call, tuple(life.followed) if life else ()))
+
     # ---- standing still
 
     def _freeze(self, call: ToolCall, cause: FreezeCause) -> bool:
@@ -332,6 +343,7 @@ class Core:
             self._host.freeze_call(call.id, True)
             call.state = CallState.FROZEN
         call.frozen_by.add(cause)
+        self._remember_call(call)
         return True
 
     def _thaw(self, call: ToolCall, cause: FreezeCause) -> bool:
@@ -342,6 +354,7 @@ class Core:
             self._host.freeze_call(call.id, False)
             call.state = CallState.RUNNING
         call.frozen_by.discard(cause)
+        self._remember_call(call)
         return not call.frozen_by
 
     # ---- time and tasks

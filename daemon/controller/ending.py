@@ -86,6 +86,8 @@ class Endings(Learning):
         call.kill_reason, call.kill_note = reason, note
         if reason is not KillReason.FINISHED:
             self._hold_stderr(call)
+        # What is killed and reported only by the next daemon was not seen to end, but it is known why.
+        self._remember_call(call)
         self.counters.killed(reason)
         self._decided(
             Action.KILLED,
@@ -112,6 +114,8 @@ class Endings(Learning):
                 left_ms = max(0.0, limits.deadline_ms - elapsed_ms)
                 self._arm(DEADLINE_TIMER, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
         self._ledger.relimit(call, limits)
+        if call.started_at_ns is not None:
+            self._remember_call(call)
 
     # ---- the end itself
 
@@ -180,6 +184,7 @@ class Endings(Learning):
             project_of(call.intent.labels, session.labels),
             tuple(call.memory_samples),
         )
+        self._remember_session(session)
         self._history.record(entry)
         self._experience.learn((entry,))
         self._decided(
@@ -249,6 +254,7 @@ class Endings(Learning):
                 placement_delay_ms=call.placement_delay_ms,
                 was_held=call.was_held,
                 command=call.intent.command,
+                unseen=call.ended_unseen,
                 kill_note=call.kill_note,
                 memory_grantable_bytes=admission.memory_available_bytes(
                     self._session_view(session), self._host_view()

@@ -47,14 +47,17 @@ class Ladders(Endings):
 
     # ---- when to look
 
-    def _begin_ladder(self, call: ToolCall) -> None:
-        """Puts the soft limit up and listens; off the path of the launch, which has been answered."""
+    def _begin_ladder(self, call: ToolCall, *, anew: bool = False) -> None:
+        """Puts the soft limit up and listens; off the path of the launch, which has been answered.
+
+        `anew`: an earlier daemon may have left the soft limit anywhere.
+        """
         if not call.is_live:
             return
         climb = self._lives[call.id].climb
         climb.high_bytes = soft_bytes = self._rules(call).soft_bytes
         try:
-            if soft_bytes != call.limits.memory_high_bytes:
+            if anew or soft_bytes != call.limits.memory_high_bytes:
                 self._host.limit_softly(call.id, soft_bytes)
             # What it has reached already is told again as long as it goes on growing.
             self._listen(call, climb, True)

@@ -159,6 +159,7 @@ class Sessions(TransparentDoor):
         finally:
             self._opening.discard(session.name)
         self._ledger.add_session(session)
+        self._remember_session(session)
         self.counters.session_opened()
         self._memory_shifted(session.name)
         self._decided(
@@ -258,6 +259,7 @@ class Sessions(TransparentDoor):
         if rule is not None and rule != session.transparent:
             self._set_rule(session, rule)
             words += f" Its transparent door: {rule}."
+        self._remember_session(session)
         self._memory_shifted(name)
         self._say(FeedbackKind.SESSION, name, words)
         return session
@@ -323,7 +325,7 @@ class Sessions(TransparentDoor):
         self._memory_shifted(session.name)
 
     async def close(self) -> None:
-        """A clean stop: every session ends. (A daemon that is killed leaves cgroups and limits in force.)"""
+        """A stop that ends every session; see Adoption.leave for one that they outlive."""
         for session in self.sessions():
             if session.state is not SessionState.CLOSING:
                 await self._close_session(session, KillReason.SESSION_END, "the daemon is stopping")

@@ -72,6 +72,8 @@ class Standing(Beginnings):
         answer = self._answer(ruling, call)
         try:
             call.cgroup = self._host.create_call(call)
+            # Its taker may be in it before anything else is heard of that.
+            self._remember_call(call)
             withdraw = offer(call, answer, self._host.open_procs(call.id))
         except (RequestError, OSError) as error:
             log.warning("session %s: no call can be prepared: %s", session, error)

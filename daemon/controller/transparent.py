@@ -144,6 +144,7 @@ class TransparentDoor(Calls):
         self._host.door.gather(session.name, call.id, process.pid)
         self._placed(session, call, knock)
         self._jobs[session.name][call.id].add(knock)
+        self._remember_call(call)
 
     def _placed(self, session: Session, call: ToolCall, knock: Knock) -> None:
         delay_ns = max(0, self._clock.now_ns() - knock.executed_at_ns)

@@ -24,7 +24,7 @@ from agentcgroup.daemon.model import (
     ToolCall,
     Usage,
 )
-from agentcgroup.daemon.ports import Guard, Host, HostListener, Leaf, Location, Memory, Process
+from agentcgroup.daemon.ports import Guard, Host, HostListener, Kept, Leaf, Location, Memory, Process
 
 log = logging.getLogger("agentcgroup.dry_run")
 
@@ -150,7 +150,31 @@ class DryRunHost:
     def memory(self) -> Memory:
         return _NO_MEMORY
 
+    # A dry run has made nothing, and takes over nothing.
+
+    def remember_session(self, session: str, record: bytes) -> None: ...
+    def remember_call(self, call_id: str, record: bytes) -> None: ...
+    def kept_sessions(self) -> tuple[Kept, ...]:
+        return ()
+
+    def has_agent(self, session: str) -> bool:
+        return False
+
+    def kept_calls(self, session: str) -> tuple[Kept, ...]:
+        return ()
+
+    def reopen_process(self, call_id: str, pid: int) -> Process | None:
+        return None
+
     # ---- what would be done
+
+    def reopen_session(self, session: Session) -> str:
+        self._would("take over session %s", session.name)
+        return ""
+
+    def reopen_call(self, call: ToolCall) -> str:
+        self._would("take over call %s", call.id)
+        return ""
 
     def open_session(self, session: Session) -> str:
         self._would("make the cgroups of session %s with %s", session.name, session.budget)

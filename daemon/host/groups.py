@@ -139,6 +139,15 @@ class CallGroup:
         self.parent = parent
         self._leaf: Cgroup | None = None
 
+    @classmethod
+    def reopen(cls, cgroup: Cgroup, parent: "CallGroup | None", controllers: frozenset[str]) -> "CallGroup":
+        """A call that an earlier daemon has made, with what lasts only as long as a daemon sees to it taken back."""
+        group = cls(cgroup, parent, controllers)
+        if SELF in cgroup.child_names():
+            group._leaf = cgroup.open_child(SELF)
+        cgroup.write_if_present(files.MEMORY_LOW, 0)
+        return group
+
     def apply(self, limits: CallLimits, old: CallLimits | None = None) -> None:
         """Writes `limits`; with `old` given only what differs from it."""
         # On the path of every launch: nothing is tried of a controller that is not there, nor written that is so already.
@@ -238,6 +247,23 @@ class SessionGroup:
         return cls._furnish(cgroup, budget, controllers, is_adopted=True)
 
     @classmethod
+    def reopen(cls, root: Cgroup, name: str, budget: Budget, controllers: frozenset[str]) -> "SessionGroup":
+        """The tree that an earlier daemon has made, with what lasts only as long as a daemon sees to it taken back."""
+        cgroup = root.open_child(name)
+        group = cls(cgroup, cgroup.open_child(AGENT), cgroup.open_child(CALLS))
+        for one in (group.cgroup, group.calls):
+            one.enable_controllers(controllers)
+        group.settle()
+        group.apply(budget, None)
+        return group
+
+    def settle(self) -> None:
+        """Takes back a mark and protection."""
+        self.calls.write_if_present(files.MEMORY_HIGH, MAX)
+        for cgroup in (self.cgroup, self.calls):
+            cgroup.write_if_present(files.MEMORY_LOW, 0)
+
+    @classmethod
     def _furnish(
         cls, cgroup: Cgroup, budget: Budget, controllers: frozenset[str], *, is_adopted: bool
     ) -> "SessionGroup":
@@ -248,6 +274,9 @@ class SessionGroup:
         calls = _child(cgroup, CALLS, may_exist=is_adopted)
         calls.enable_controllers(controllers)
         group = cls(cgroup, agent, calls, is_adopted)
+        if is_adopted:
+            # An earlier daemon may have had it.
+            group.settle()
         agent.write_if_present(files.CPU_WEIGHT, _AGENT_WEIGHT)
         group.apply(budget, None)
         return group

@@ -17,7 +17,7 @@ from agentcgroup.cgroups.errors import CgroupError, CgroupGone, ProcessGone
 from agentcgroup.cgroups.membership import cgroup_of
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.host import kernel_events, processes
+from agentcgroup.daemon.host import kept, kernel_events, processes
 from agentcgroup.daemon.host.changes import Changes
 from agentcgroup.daemon.host.door import door_for
 from agentcgroup.daemon.host.exits import ExitSource, ExitWatch
@@ -49,7 +49,7 @@ from agentcgroup.daemon.model import (
     ToolCall,
     Usage,
 )
-from agentcgroup.daemon.ports import HostListener, Leaf, Location, Process
+from agentcgroup.daemon.ports import HostListener, Kept, Leaf, Location, Process
 
 log = logging.getLogger("agentcgroup.host")
 
@@ -94,6 +94,9 @@ class LinuxHost:
         self._adopted: dict[str, str] = {}  # cgroup path, as in /proc/PID/cgroup, of a container -> session
         self._calls: dict[str, CallGroup] = {}
         self._call_session: dict[str, str] = {}
+        # Cgroups of an earlier daemon: their books begin in the middle.
+        self._older: set[int] = set()
+        self._forgets = False
         # Agent leaves and calls by cgroup id.
         self._homes: dict[int, Location] = {}
         self._exits = ExitWatch()
@@ -172,7 +175,7 @@ class LinuxHost:
         self._root.write_if_present(files.MEMORY_MIN, total)
 
     def _watch_agent(self, name: str, group: SessionGroup) -> None:
-        seen_populated = group.agent.is_populated()
+        seen_populated = group.agent.is_populated() or group.cgroup.id in self._older
 
         def changed() -> None:
             nonlocal seen_populated
@@ -206,7 +209,9 @@ class LinuxHost:
 
     def _usage(self, cgroup: Cgroup) -> Usage:
         usage = usage_of(cgroup)
-        return usage if self._kernel_events is None else self._kernel_events.with_books(usage, cgroup.id)
+        if self._kernel_events is None or cgroup.id in self._older:
+            return usage
+        return self._kernel_events.with_books(usage, cgroup.id)
 
     def freeze_session(self, session: str, frozen: bool, include_agent: bool) -> None:
         with _kernel(f"{'freezing' if frozen else 'thawing'} session {session}"):
@@ -229,6 +234,7 @@ class LinuxHost:
                 "session %s: %s cannot be removed: processes in it do not die", session, group.cgroup.path
             )
         self.door.forget(group.cgroup.id)
+        self._older.discard(group.cgroup.id)
         if self._kernel_events is not None:
             self._kernel_events.close_books(group.cgroup.id)
         group.close()
@@ -241,13 +247,17 @@ class LinuxHost:
             parent = self._calls[call.parent_id] if call.parent_id else None
             inside = parent.split() if parent else self._sessions[call.session].calls
             group = CallGroup(inside.create_child(call.id), parent, self._controllers)
-            self._calls[call.id] = group
-            if self._kernel_events is not None:
-                self._kernel_events.open_books(group.cgroup, call.limits.memory_bytes)
-            self._keeper.declare_call(group.cgroup.id, call.intent.cpu_class or self._class_of_calls)
-            self._call_session[call.id] = call.session
-            self._homes[group.cgroup.id] = Location(call.session, call.id)
+            path = self._enter_call(call, group)
             group.apply(call.limits)
+        return path
+
+    def _enter_call(self, call: ToolCall, group: CallGroup) -> str:
+        self._calls[call.id] = group
+        if self._kernel_events is not None:
+            self._kernel_events.open_books(group.cgroup, call.limits.memory_bytes)
+        self._keeper.declare_call(group.cgroup.id, call.intent.cpu_class or self._class_of_calls)
+        self._call_session[call.id] = call.session
+        self._homes[group.cgroup.id] = Location(call.session, call.id)
         return self._relative(group.cgroup)
 
     def watch_memory(self, call_id: str, watched: bool) -> None:
@@ -349,7 +359,61 @@ class LinuxHost:
         if group is None:
             return True
         self._homes.pop(group.cgroup.id, None)
+        self._older.discard(group.cgroup.id)
         return group.remove()
+
+    # ---- what outlives a daemon
+
+    def remember_session(self, session: str, record: bytes) -> None:
+        if session in self._sessions:
+            self._remember(self._sessions[session].cgroup, record)
+
+    def remember_call(self, call_id: str, record: bytes) -> None:
+        if call_id in self._calls:
+            self._remember(self._calls[call_id].cgroup, record)
+
+    def _remember(self, cgroup: Cgroup, record: bytes) -> None:
+        try:
+            kept.write_record(cgroup, record)
+        except CgroupError as error:
+            if not self._forgets and cgroup.is_alive():
+                log.warning("the next daemon will not know what runs now: %s", error)
+                self._forgets = True
+
+    def kept_sessions(self) -> tuple[Kept, ...]:
+        return tuple(one for one in kept.kept_sessions(self._root) if one.name not in self._sessions)
+
+    def reopen_session(self, session: Session) -> str:
+        with _kernel(f"taking over session {session.name}"):
+            group = SessionGroup.reopen(self._root, session.name, session.budget, self._controllers)
+        self._older.add(group.cgroup.id)
+        return self._enter(session, group)
+
+    def has_agent(self, session: str) -> bool:
+        return is_populated(self._sessions[session].agent)
+
+    def kept_calls(self, session: str) -> tuple[Kept, ...]:
+        found = kept.kept_calls(self._sessions[session].calls)
+        return tuple(one for one in found if one.name not in self._calls)
+
+    def reopen_call(self, call: ToolCall) -> str:
+        with _kernel(f"taking over call {call.id}"):
+            parent = self._calls[call.parent_id] if call.parent_id else None
+            inside = parent.cgroup if parent else self._sessions[call.session].calls
+            group = CallGroup.reopen(inside.open_child(call.id), parent, self._controllers)
+        self._older.add(group.cgroup.id)
+        return self._enter_call(call, group)
+
+    def reopen_process(self, call_id: str, pid: int) -> Process | None:
+        try:
+            process = Process(pid, os.pidfd_open(pid))
+        except OSError:
+            return None
+        # The name is taken after it is held, so it is this process's.
+        if self.locate(process).call_id == call_id:
+            return process
+        os.close(process.pidfd)
+        return None
 
     # ---- processes
 

@@ -13,6 +13,7 @@ from agentcgroup.cgroups.subtree import Subtree
 from agentcgroup.cgroups.values import MAX, CpuMax
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.host.groups import AGENT, CONTROLLERS, COUNTED
+from agentcgroup.daemon.host.kept import read_record
 from agentcgroup.daemon.host.mount_options import favor_moves
 
 log = logging.getLogger("agentcgroup.host")
@@ -79,15 +80,18 @@ def _favor_moves(mount: Cgroup2Mount) -> None:
 def limit_root(root: Cgroup, memory_capacity_bytes: int, config: Config) -> None:
     """What all sessions together may use: admission keeps to it, and so does the kernel."""
     root.write_if_present(files.MEMORY_MAX, memory_capacity_bytes)
+    # The sum of what is promised below, which an earlier daemon may have left.
+    root.write_if_present(files.MEMORY_LOW, 0)
     root.write_if_present(files.PIDS_MAX, config.host.pids_max)
     cpu = config.host.cpu
     root.write_if_present(files.CPU_MAX, CpuMax(cpu * 100, 100_000) if cpu else CpuMax(MAX, 100_000))
 
 
 def sweep(root: Cgroup) -> None:
-    """Removes what an earlier daemon left: sessions without a live agent go, with what their calls left running.
+    """Removes what an earlier daemon left and nobody can take over, for want of a record (host/kept.py).
 
-    A session whose agent is alive is left alone: its limits hold, but this daemon does not follow it.
+    Of such sessions those without a live agent go, with what their calls left running. One whose agent is alive is left
+    alone: its limits hold, but this daemon does not follow it.
     """
     for name in root.child_names():
         with root.open_child(name) as session:
@@ -95,12 +99,16 @@ def sweep(root: Cgroup) -> None:
                 if not session.is_populated():
                     session.try_remove_tree()
                 continue
+            if read_record(session) is not None:
+                continue
             with session.open_child(AGENT) as agent:
                 alive = agent.is_populated()
             if alive:
                 log.warning(
-                    "session %s of an earlier daemon still has its agent: its limits hold, it is not followed",
+                    "session %s of an earlier daemon has no record and a live agent: its limits hold, it is not followed."
+                    " Next step: end the agent and remove the cgroup %s",
                     name,
+                    session.path,
                 )
             else:
                 log.info("removing session %s of an earlier daemon: its agent has ended", name)

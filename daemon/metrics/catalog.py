@@ -335,6 +335,12 @@ QUEUE_WAIT: Final = histogram(
 )
 SESSIONS_OPENED: Final = counter(Group.CALLS, "sessions_opened", "", "Sessions created.")
 SESSIONS_CLOSED: Final = counter(Group.CALLS, "sessions_closed", "", "Sessions removed.")
+SESSIONS_ADOPTED: Final = counter(
+    Group.CALLS, "sessions_adopted", "", "Sessions taken over from an earlier daemon."
+)
+CALLS_ADOPTED: Final = counter(
+    Group.CALLS, "calls_adopted", "", "Running calls taken over from an earlier daemon."
+)
 
 # ---- the daemon itself --------------------------------------------------------------------------------
 

@@ -317,6 +317,8 @@ def _calls(counters: Counters) -> Iterator[Metric]:
     yield _histograms(catalog.QUEUE_WAIT, {(key,): value for key, value in counters.queue_wait_s.items()})
     yield _one(catalog.SESSIONS_OPENED, counters.sessions_opened)
     yield _one(catalog.SESSIONS_CLOSED, counters.sessions_closed)
+    yield _one(catalog.SESSIONS_ADOPTED, counters.sessions_adopted)
+    yield _one(catalog.CALLS_ADOPTED, counters.calls_adopted)
 
 
 def _answers(counters: Counters) -> Iterator[Series]:

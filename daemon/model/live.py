@@ -125,6 +125,8 @@ class ToolCall:
     kill_note: str = ""
     exit_status: ExitStatus = ExitStatus()
     leftover_processes: int = 0
+    # It ended between two daemons: when and how nobody has seen.
+    ended_unseen: bool = False
     report: Report | None = None
     children_reserved_bytes: int = 0
     # Of a call that came through the transparent door: how long after its exec it was placed, and whether the

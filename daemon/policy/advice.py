@@ -30,6 +30,8 @@ class EndedCall:
     placement_delay_ms: int | None = None
     was_held: bool = False
     command: tuple[str, ...] = ()
+    # No daemon was there when it ended.
+    unseen: bool = False
 
 
 def _victim(call: EndedCall) -> str:
@@ -151,6 +153,8 @@ def _message(call: EndedCall) -> str:
         case Verdict.NOT_BEGUN:
             return "Never begun: the grant was given back or lapsed."
         case Verdict.UNKNOWN:
+            if call.unseen:
+                return f"Ended while agentcgroupd was away, after at most {took}{_peak(call)}; its exit status is not known."
             return f"Ended after {took}{_peak(call)}; how is not known."
         case _:
             assert_never(call.verdict)

@@ -16,7 +16,7 @@ from agentcgroup.daemon.config import Config, DaemonConfig
 from agentcgroup.daemon.controller import Controller
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
-from agentcgroup.daemon.model import BudgetRequest, Session
+from agentcgroup.daemon.model import BudgetRequest, Report, Session
 from agentcgroup.daemon.reload import Reloader
 from agentcgroup.proto.launch import Reply, Request, decode_reply, encode_request
 from agentcgroup.proto.v1.agent_pb2_grpc import AgentServiceStub
@@ -96,15 +96,39 @@ class Daemon:
         self._channels: list[grpc.aio.Channel] = []
         self._callers: list[asyncio.subprocess.Process] = []
         self._sleepers: list[subprocess.Popen[bytes]] = []
+        self._is_gone = False
 
     async def start(self) -> None:
         self.host.listen(self.controller)
         self.controller.use_doors(self.api)
+        self.api.prepare([kept.name for kept in self.host.kept_sessions()])
+        await self.controller.take_over()
         await self.api.start()
+
+    async def crash(self) -> None:
+        """The process is gone in the middle of whatever it did. The machine and its processes stay."""
+        if self._is_gone:
+            return
+        self._is_gone = True
+        for timer in self.controller._timers.values():
+            timer.cancel()
+        for task in self.controller._tasks:
+            task.cancel()
+        self.host.crash()
+        await self.api.stop(sessions_stay=True)
+
+    async def follow(self, gone: "Daemon") -> None:
+        """Starts after `gone`, with its history and clock; the processes are this one's to clean up."""
+        self.history, self.clock = gone.history, gone.clock
+        self.controller._history, self.controller._clock = gone.history, gone.clock
+        self._sleepers, gone._sleepers = gone._sleepers, []
+        await self.start()
 
     async def stop(self) -> None:
         for channel in self._channels:
             await channel.close()
+        if self._is_gone:
+            return
         await self.controller.close()
         await self.api.stop()
         for process in self._callers:
@@ -137,7 +161,26 @@ class Daemon:
         request = BudgetRequest(memory_max_bytes=memory, agent_memory_bytes=256 * MIB, **budget)
         return await self.controller.open_session(name, request)
 
+    async def settled(self) -> None:
+        """All that was put off to the next turns of the loop has been done."""
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def report(self, call_id: str) -> Report:
+        """That of a call that has begun, when it has ended."""
+        call = self.controller.call(None, call_id)
+        async with asyncio.timeout(DEADLINE_S):
+            await self.controller._until_ended(call)
+        assert call.report is not None
+        return call.report
+
     # ---- processes
+
+    def end(self, pid: int) -> None:
+        """Kills and waits for a process of `process`."""
+        (sleeper,) = [each for each in self._sleepers if each.pid == pid]
+        sleeper.kill()
+        sleeper.wait()
 
     def process(self, session: str = "") -> int:
         """The pid of a new process that lives in the agent leaf of `session`, or outside all sessions."""

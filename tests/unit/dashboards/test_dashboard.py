@@ -145,6 +145,8 @@ LEFT_OUT = {
     "agentcgroup_session_agent_memory_bytes",
     "agentcgroup_sessions_opened_total",
     "agentcgroup_sessions_closed_total",
+    "agentcgroup_sessions_adopted_total",
+    "agentcgroup_calls_adopted_total",
     "agentcgroup_history_written_total",
     "agentcgroup_history_expired_total",
     "agentcgroup_history_events_written_total",
