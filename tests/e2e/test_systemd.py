@@ -16,7 +16,8 @@ import pytest
 from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.files import InterfaceFile
-from agentcgroup.client import Client, OperatorClient
+from agentcgroup.client import CallState, Client, OperatorClient, Verdict
+from agentcgroup.proto.words import Action
 from tests import bpf_objects
 from tests.running import LAUNCHER, wait_until
 
@@ -91,14 +92,12 @@ def alive() -> Iterator[Alive]:
     cgroup = ROOT / SESSION
     wait_until(lambda: any((cgroup / "calls").glob("c-*/cgroup.procs")), 30)
     yield Alive(agent, call, cgroup)
+    with OperatorClient() as operator:
+        operator.remove_session(SESSION)
     for process in (agent, call):
         process.kill()
         process.wait()
-    if cgroup.exists():
-        with Cgroup.open(cgroup) as left:
-            left.remove_tree(10)
-    # A daemon that has lost its session knows nothing of it; the next one finds nothing to know.
-    systemctl("restart", UNIT)
+    assert not cgroup.exists()
 
 
 def test_this_systemd_finds_nothing_wrong_with_the_unit() -> None:
@@ -189,16 +188,28 @@ def test_systemctl_reload_reads_the_configuration_anew_and_costs_no_call(alive: 
     assert (alive.limits(), shown("MainPID")) == (before, daemon)
 
 
-def test_a_daemon_that_crashes_is_restarted_and_costs_no_session_its_life_or_limits(alive: Alive) -> None:
-    before, crashed = alive.limits(), int(shown("MainPID"))
-    os.kill(crashed, signal.SIGKILL)
-    wait_until(lambda: int(shown("MainPID")) not in (0, crashed), 60)
+def test_a_crash_and_a_restart_cost_no_session_its_life_its_limits_or_its_daemon(alive: Alive) -> None:
+    before, first = alive.limits(), int(shown("MainPID"))
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: int(shown("MainPID")) not in (0, first), 60)
     await_daemon()
+    systemctl("restart", UNIT)
     alive.assert_alive()
-    limits = alive.limits()
-    assert limits == before
+    assert alive.limits() == before
     with OperatorClient() as operator:
-        assert operator.host().cgroup_root == "/agentcgroup.slice"
+        (session,) = [each for each in operator.sessions() if each.name == SESSION]
+        (call,) = operator.calls(SESSION)
+        assert (call.pid, call.state) == (alive.call.pid, CallState.RUNNING)
+        assert (session.budget.memory_max_bytes, call.limits.pids_max) == (200 * MIB, 10)
+        assert [each.action for each in operator.explain(call.id).events].count(Action.ADOPTED) == 2
+        again = [str(LAUNCHER), "run", "--session-dir", session.socket_dir, "--", "true"]
+        assert subprocess.run(again, check=False).returncode == 0
+        alive.call.terminate()
+        alive.call.wait(60)
+        wait_until(lambda: not operator.calls(SESSION), 60)
+        (entry,) = [each for each in operator.history() if each.report.call_id == call.id]
+        assert (entry.report.verdict, entry.report.signal) == (Verdict.SIGNAL, signal.SIGTERM)
+        assert entry.report.usage.memory_peak_bytes
 
 
 def test_a_daemon_that_hangs_is_noticed_by_the_watchdog_and_replaced(tmp_path: Path) -> None:

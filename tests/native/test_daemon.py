@@ -393,27 +393,6 @@ def test_history_and_json_for_machines(
     assert json.loads(done.stdout.splitlines()[0] if done.stdout.count("\n{") else done.stdout)
 
 
-def test_a_daemon_that_is_killed_leaves_limits_and_a_new_one_cleans_up(tmp_path: Path) -> None:
-    with running_daemon(tmp_path) as daemon:
-        with daemon.operator() as operator:
-            operator.create_session("orphan", memory="256M")
-            process = daemon.launch("orphan", "sleep", "1000")
-            wait_until(
-                lambda: [c for c in operator.calls() if c.state is CallState.RUNNING], what="the call"
-            )
-        assert daemon.process is not None
-        daemon.process.kill()
-        daemon.process.wait(30)
-        assert daemon.call_cgroups(), "the kernel keeps what was made"
-        assert process.poll() is None
-        daemon.log.write_text("")
-        daemon.start()
-        assert process.wait(30) == -signal.SIGKILL
-        assert daemon.cgroups() == []
-        with daemon.operator() as operator:
-            operator.create_session("orphan", memory="256M")
-
-
 def test_a_stopped_daemon_leaves_nothing(tmp_path: Path) -> None:
     with running_daemon(tmp_path) as daemon:
         with daemon.operator() as operator:
