@@ -150,7 +150,7 @@ def test_prepared_calls_that_nobody_took_are_gone_and_one_that_was_taken_is_a_ca
         wait_until(lambda: not operator.calls("s"), what="their ends")
     if not daemon.call_cgroups():
         pytest.skip("nothing is prepared on this host")
-    daemon.process is not None and daemon.process.send_signal(signal.SIGSTOP)
+    os.kill(daemon.pid, signal.SIGSTOP)
     # The thread stands still, too, so the test takes the place of the caller: the daemon never hears of it.
     taken = subprocess.Popen(["sleep", "1000"])
     standing = daemon.call_cgroups()
