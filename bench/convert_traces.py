@@ -5,6 +5,9 @@ second, and `tool_calls` as `{start_s, end_s, tool, command}`. A container's mem
 assumed: what it held when a call began is the agent's, what comes on top until the call ends is the call's. Calls that
 take less than --least, and those inside or across another one, are left in the agent's curve; agent and calls together
 are exactly what was sampled, so the demand of a replay does not depend on the split.
+
+The published agents declared nothing. With --declare each call declares what it took at most, as an agent does that has
+run its tools before and goes by `agentcg history suggest`.
 """
 
 import argparse
@@ -26,6 +29,8 @@ from agentcgroup.proto.quantity import parse_size
 _NOISE_BYTES: Final = 1 << 20
 # The paper's replay read the "MB" of its samples as MiB.
 PAPER_UNITS: Final = 1.048576
+# Agents declare round figures; what is over is for the process itself.
+_DECLARED_STEP_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Options:
     base_bytes: int = 0
     least_bytes: int = 20 << 20
     units: float = 1.0
+    declare: bool = False
 
 
 def convert(run: dict[str, Any], name: str, priority: str, options: Options) -> tuple[Session, list[Call]]:
@@ -64,6 +70,7 @@ def convert(run: dict[str, Any], name: str, priority: str, options: Options) -> 
                 command_class=command_class(["bash", "-c", command]),
                 memory=Curve(Source.SAMPLED, offsets, tuple(above)),
                 memory_peak_bytes=max(above),
+                intent={"memory_bytes": declared_bytes(max(above))} if options.declare else {},
             )
         )
     moments, held = [0.0], [own[0] + options.base_bytes]
@@ -75,6 +82,11 @@ def convert(run: dict[str, Any], name: str, priority: str, options: Options) -> 
         moments.append(round(times[-1] * 1000, 3))
         held.append(held[-1])
     return Session(name, priority, run["id"], Curve(Source.SAMPLED, tuple(moments), tuple(held))), calls
+
+
+def declared_bytes(peak_bytes: int) -> int:
+    """What an agent declares for a call that took `peak_bytes` before."""
+    return (peak_bytes // _DECLARED_STEP_BYTES + 1) * _DECLARED_STEP_BYTES
 
 
 def find(path: Path, identifier: str) -> dict[str, Any]:
@@ -107,9 +119,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--paper-units", action="store_true", help="read the samples' MB as MiB, as the paper's replay did"
     )
+    parser.add_argument(
+        "--declare", action="store_true", help="calls declare what they took at most, a little rounded up"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     given = parser.parse_args(arguments)
-    options = Options(given.base, given.least, PAPER_UNITS if given.paper_units else 1.0)
+    options = Options(given.base, given.least, PAPER_UNITS if given.paper_units else 1.0, given.declare)
     sessions: list[Session] = []
     calls: list[Call] = []
     for each in given.run:

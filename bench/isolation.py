@@ -24,7 +24,7 @@ from agentcgroup.client.recordings import Recording
 from agentcgroup.client.replaying import Pace, play
 from agentcgroup.proto.quantity import format_size, parse_size
 from bench.arms import HIGH, MEANING, Arm, Scene, daemons, joint_need, needs_of, stage_of
-from bench.isolation_figures import Estimate, Repetition, arm_figures, scores, table, verdicts
+from bench.isolation_figures import Estimate, Repetition, arm_figures, score_table, scores, table, verdicts
 from bench.spawning import BenchError
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
@@ -32,6 +32,8 @@ OUT: Final = REPOSITORY / "build" / "bench"
 SHIPPED: Final = REPOSITORY / "bench" / "main-job.jsonl"
 GUEST_SHARE: Final = "/mnt/share"
 GUEST_PYTHON: Final = "/opt/agentcgroup/bin/python"
+# Of the order of the arms in each repetition, which the results tell.
+_SEED: Final = 1
 
 _ARMS: Final = "\n".join(f"  {arm.value:<22}{meaning}" for arm, meaning in MEANING.items())
 EPILOG: Final = f"""\
@@ -163,7 +165,8 @@ def _scene(
     scene: Scene, arms: list[Arm], repetitions: int, deadline_s: float, told: list[str]
 ) -> dict[str, Any]:
     played: dict[Arm, list[Repetition]] = {arm: [] for arm in arms}
-    order = random.Random(1)
+    source = random.Random(_SEED)
+    orders: list[list[Arm]] = []
     need = joint_need(scene.recording, scene.pace)
     _tell(told, f"\n{len(scene.recording.sessions)} sessions that need {format_size(need)} together, "
                 f"in {format_size(scene.memory_bytes)}, {scene.pace.speed:g} times as fast")  # fmt: skip
@@ -171,7 +174,8 @@ def _scene(
     with daemons(arms, scene.memory_bytes) as running:
         for number in range(repetitions):
             # A different order each time: what an arm leaves behind in the machine is nobody's in particular.
-            for arm in order.sample(arms, len(arms)):
+            orders.append(source.sample(arms, len(arms)))
+            for arm in orders[-1]:
                 part = (
                     dataclasses.replace(scene, recording=alone(scene.recording))
                     if arm is Arm.ALONE
@@ -179,23 +183,30 @@ def _scene(
                 )
                 with stage_of(arm, part, running) as stage:
                     played[arm].append(play(part.recording, stage, scene.pace, deadline_s))
-            print(
-                f"  repetition {number + 1} of {repetitions} after {time.monotonic() - began:.0f} s",
-                flush=True,
-            )
+                print(f"  {number + 1}/{repetitions} {arm}: {_in_short(played[arm][-1])}", flush=True)
     found = [arm_figures(arm, played[arm]) for arm in arms]
-    compared = scores(found)
+    compared = scores(played)
     sentences = verdicts(compared)
-    for line in (*table(found), "", *sentences):
+    for line in (*table(found), "", *score_table(compared), "", *sentences):
         _tell(told, line)
     return {
         "memory_bytes": scene.memory_bytes,
         "repetitions": repetitions,
+        "seed": _SEED,
+        "orders": orders,
         "took_s": round(time.monotonic() - began, 1),
         "arms": found,
         "scores": compared,
         "verdicts": sentences,
     }
+
+
+def _in_short(repetition: Repetition) -> str:
+    """How one repetition went, for whoever watches."""
+    return ", ".join(
+        f"{each.session} {each.completed_us / 1e6:.3f} s" if each.completed_us and each.survived else f"{each.session} died"
+        for each in repetition
+    )
 
 
 def alone(recording: Recording) -> Recording:

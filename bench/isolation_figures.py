@@ -2,7 +2,7 @@
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,8 +16,8 @@ _NEAR_PEAK: Final = 0.8
 HIGH_WITHIN: Final = 1.02
 STEP_P95_WITHIN: Final = 1.3
 LOW_WITHIN: Final = 1.5
-# Two arms closer than this are as good as each other.
-_SAME: Final = 1.05
+# Two arms whose steps, or whose low sessions, are closer than this are as good as each other.
+_SAME: Final = 1.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def arm_figures(arm: Arm, repetitions: Sequence[Repetition]) -> dict[str, Any]:
         "arm": arm.value,
         "meaning": MEANING[arm],
         "repetitions": len(repetitions),
-        "all_survived": _share(repetitions, lambda each: all(played.survived for played in each)),
+        "all_survived": _share(repetitions, _all_survived),
         "overlap_of_peaks": estimate(overlaps),
         "most_held_bytes": estimate([float(most_held_bytes(each)) for each in repetitions]),
         "sessions": [_session_figures(number, repetitions) for number in range(len(names))],
@@ -144,46 +144,58 @@ def _share(repetitions: Sequence[Repetition], holds: Callable[[Repetition], bool
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One arm against the mark: None where there is nothing to compare."""
+    """One arm against the marks, repetition by repetition: medians of ratios, of its worst session each time."""
 
     arm: str
     all_survived: float
-    high_time: float | None
-    high_p95: float | None
-    low_time: float | None
+    # Against ALONE, and against NO_CONTROL in those repetitions in which everybody lived there.
+    high_time: Estimate
+    high_p95: Estimate
+    low_time: Estimate
 
 
-def scores(arms: Sequence[dict[str, Any]]) -> list[Score]:
-    """Each arm's sessions of high priority against ALONE, the others against NO_CONTROL, by medians."""
-    by_name = {each["arm"]: each for each in arms}
-    alone, free = by_name.get(Arm.ALONE.value), by_name.get(Arm.NO_CONTROL.value)
+def scores(played: Mapping[Arm, Sequence[Repetition]]) -> list[Score]:
+    """Each arm's sessions of high priority against ALONE, the others against NO_CONTROL. Arms of one repetition are compared
+    with each other: whatever the machine did meanwhile met both."""
+    alone, free = played.get(Arm.ALONE, ()), played.get(Arm.NO_CONTROL, ())
     # Times of a run in which somebody died are no mark.
-    free_is_whole = free is not None and free["all_survived"] == 1
-    found = []
-    for each in arms:
-        if each["arm"] == Arm.ALONE.value:
-            continue
-        found.append(
-            Score(
-                each["arm"],
-                each["all_survived"],
-                _ratio(each, alone, "completed_us", high=True),
-                _ratio(each, alone, "step_p95_us", high=True),
-                _ratio(each, free, "completed_us", high=False) if free_is_whole else None,
-            )
+    whole = [each if _all_survived(each) else [] for each in free]
+    return [
+        Score(
+            arm.value,
+            _share(repetitions, _all_survived),
+            _ratios(repetitions, alone, lambda each: each.completed_us, high=True),
+            _ratios(repetitions, alone, lambda each: percentile(each.step_us, 0.95), high=True),
+            _ratios(repetitions, whole, lambda each: each.completed_us, high=False),
         )
-    return found
-
-
-def _ratio(arm: dict[str, Any], mark: dict[str, Any] | None, figure: str, *, high: bool) -> float | None:
-    """The worst session's."""
-    marks = {each["session"]: each[figure].median for each in mark["sessions"]} if mark else {}
-    ratios = [
-        each[figure].median / marks[each["session"]]
-        for each in arm["sessions"]
-        if (each["priority"] == HIGH) is high and each[figure].median and marks.get(each["session"])
+        for arm, repetitions in played.items()
+        if arm is not Arm.ALONE
     ]
-    return max(ratios) if ratios else None
+
+
+def _all_survived(repetition: Repetition) -> bool:
+    return all(each.survived for each in repetition)
+
+
+def _ratios(
+    arm: Sequence[Repetition],
+    mark: Sequence[Repetition],
+    figure: Callable[[PlayedSession], float | None],
+    *,
+    high: bool,
+) -> Estimate:
+    found = []
+    for mine, theirs in zip(arm, mark, strict=False):
+        marks = {each.session: figure(each) for each in theirs}
+        ratios = [
+            value / base
+            for each in mine
+            if (each.priority == HIGH) is high
+            and (value := figure(each)) is not None
+            and (base := marks.get(each.session))
+        ]
+        found += [max(ratios)] if ratios else []
+    return estimate(found)
 
 
 def verdicts(found: Sequence[Score]) -> list[str]:
@@ -192,18 +204,17 @@ def verdicts(found: Sequence[Score]) -> list[str]:
     product = by_name.get(Arm.PRODUCT.value) or by_name.get(Arm.PRODUCT_CGROUP.value)
     if product is None:
         return []
+    lived = Estimate(product.all_survived)
     told = [
-        _goal("everybody survived in every repetition", product.all_survived, 1.0, at_least=True),
+        _goal("share of repetitions in which everybody lived", lived, 1.0, at_least=True),
         _goal("time of high priority against alone", product.high_time, HIGH_WITHIN),
         _goal("p95 of its allocation steps against alone", product.high_p95, STEP_P95_WITHIN),
         _goal("time of the others against no control", product.low_time, LOW_WITHIN),
     ]
-    for each in found:
-        if each.arm in (Arm.PRODUCT.value, Arm.PRODUCT_CGROUP.value):
-            continue
-        if is_as_good(each, product):
-            told.append(f"'{each.arm}' is as good as {product.arm} here: use that.")
-    if len(told) == 4:
+    simpler = [each for each in found if each.arm not in (Arm.PRODUCT.value, Arm.PRODUCT_CGROUP.value)]
+    as_good = [each for each in simpler if is_as_good(each, product)]
+    told += [f"'{each.arm}' is as good as {product.arm} here: use that." for each in as_good]
+    if simpler and not as_good:
         told.append(f"No simpler arm is as good as {product.arm} here.")
     kernel_half = by_name.get(Arm.PRODUCT_CGROUP.value)
     if kernel_half is not None and kernel_half is not product and is_as_good(kernel_half, product):
@@ -211,12 +222,13 @@ def verdicts(found: Sequence[Score]) -> list[str]:
     return told
 
 
-def _goal(what: str, value: float | None, bound: float, at_least: bool = False) -> str:
-    if value is None:
+def _goal(what: str, value: Estimate, bound: float, at_least: bool = False) -> str:
+    if value.median is None:
         return f"not judged: {what} (nothing to compare with)"
-    met = value >= bound if at_least else value <= bound
+    met = value.median >= bound if at_least else value.median <= bound
     sign = "at least" if at_least else "at most"
-    return f"{'reached' if met else 'MISSED'}: {what} is {value:.3f}, to be {sign} {bound:g}"
+    interval = "" if value.low is None else f" (95%: {value.low:.3f}-{value.high:.3f}, n={value.n})"
+    return f"{'met' if met else 'MISSED'}: {what}: {value.median:.3f}{interval}, to be {sign} {bound:g}"
 
 
 def is_as_good(simple: Score, product: Score) -> bool:
@@ -224,11 +236,14 @@ def is_as_good(simple: Score, product: Score) -> bool:
     if simple.all_survived < product.all_survived:
         return False
     pairs = (
-        (simple.high_time, product.high_time),
-        (simple.high_p95, product.high_p95),
-        (simple.low_time, product.low_time),
+        (simple.high_time, product.high_time, HIGH_WITHIN),
+        (simple.high_p95, product.high_p95, _SAME),
+        (simple.low_time, product.low_time, _SAME),
     )
-    return all(one is None or other is None or one <= other * _SAME for one, other in pairs)
+    return all(
+        one.median is None or other.median is None or one.median <= other.median * same
+        for one, other, same in pairs
+    )
 
 
 def table(arms: Sequence[dict[str, Any]]) -> list[str]:
@@ -257,6 +272,21 @@ def table(arms: Sequence[dict[str, Any]]) -> list[str]:
                 )
             )
     return lines
+
+
+def score_table(found: Sequence[Score]) -> list[str]:
+    """One line an arm: its worst sessions against the marks."""
+    lines = [f"{'ARM':<22}{'ALL LIVED':>9}  {'HIGH / ALONE':<22}{'ITS p95 STEP / ALONE':<22}{'LOW / NO CONTROL':<22}"]
+    for each in found:
+        ratios = "".join(f"{_spread(figure):<22}" for figure in (each.high_time, each.high_p95, each.low_time))
+        lines.append(f"{each.arm:<22}{each.all_survived:>9.0%}  {ratios}".rstrip())
+    return lines
+
+
+def _spread(value: Estimate) -> str:
+    if value.median is None:
+        return "-"
+    return f"{value.median:.3f} ({value.low:.3f}-{value.high:.3f})"
 
 
 def _shown(value: float | None, unit: float) -> str:
