@@ -78,6 +78,13 @@ def joint_need(recording: Recording, pace: Pace) -> int:
     changes: list[tuple[float, str, int]] = []
     for session in recording.sessions:
         changes += [(at_ms, session.session, size) for at_ms, size in session.memory.points]
+        # The agent ends with its curve, or with its last call.
+        ends_ms = [
+            *session.memory.offset_ms[-1:],
+            *(call.end_ms for call in recording.calls_of(session.session)),
+        ]
+        if ends_ms:
+            changes.append((max(ends_ms), session.session, 0))
     for number, call in enumerate(recording.calls):
         changes += [(call.start_ms + at_ms, f"call {number}", size) for at_ms, size in curve_of(call).points]
         changes.append((call.end_ms, f"call {number}", 0))

@@ -204,7 +204,9 @@ def _scene(
 def _in_short(repetition: Repetition) -> str:
     """How one repetition went, for whoever watches."""
     return ", ".join(
-        f"{each.session} {each.completed_us / 1e6:.3f} s" if each.completed_us and each.survived else f"{each.session} died"
+        f"{each.session} {each.completed_us / 1e6:.3f} s"
+        if each.completed_us and each.survived
+        else f"{each.session} died"
         for each in repetition
     )
 

@@ -276,9 +276,13 @@ def table(arms: Sequence[dict[str, Any]]) -> list[str]:
 
 def score_table(found: Sequence[Score]) -> list[str]:
     """One line an arm: its worst sessions against the marks."""
-    lines = [f"{'ARM':<22}{'ALL LIVED':>9}  {'HIGH / ALONE':<22}{'ITS p95 STEP / ALONE':<22}{'LOW / NO CONTROL':<22}"]
+    lines = [
+        f"{'ARM':<22}{'ALL LIVED':>9}  {'HIGH / ALONE':<22}{'ITS p95 STEP / ALONE':<22}{'LOW / NO CONTROL':<22}"
+    ]
     for each in found:
-        ratios = "".join(f"{_spread(figure):<22}" for figure in (each.high_time, each.high_p95, each.low_time))
+        ratios = "".join(
+            f"{_spread(figure):<22}" for figure in (each.high_time, each.high_p95, each.low_time)
+        )
         lines.append(f"{each.arm:<22}{each.all_survived:>9.0%}  {ratios}".rstrip())
     return lines
 

@@ -29,8 +29,8 @@ _OPTIONS: Final = {
     "on_exceed": ("--on-exceed", ""),
 }  # fmt: skip
 _MEMORY: Final = frozenset({"memory_bytes", "memory_max_bytes"})
-# Of an agent that ends well: its own runtime and, before it, the interpreter of no program at all.
-_MARGIN_BYTES: Final = 16 << 20
+# What the replaying program itself takes on top of what it plays: page tables, its stack, the start of a call.
+_MARGIN_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
