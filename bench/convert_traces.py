@@ -67,7 +67,8 @@ def convert(run: dict[str, Any], name: str, priority: str, options: Options) -> 
                 session=name,
                 start_ms=round(start * 1000, 3),
                 duration_ms=round((end - start) * 1000, 3),
-                command_class=command_class(["bash", "-c", command]),
+                # A line that goes on in the next one is one line.
+                command_class=command_class(["bash", "-c", command.replace("\\\n", " ")]),
                 memory=Curve(Source.SAMPLED, offsets, tuple(above)),
                 memory_peak_bytes=max(above),
                 intent={"memory_bytes": declared_bytes(max(above))} if options.declare else {},

@@ -204,7 +204,7 @@ class BareStage:
 
 
 class DaemonStage:
-    """Each session is one of the daemon's, made before and removed after."""
+    """Each session is one of the daemon's, made before and gone with its agent, or afterwards."""
 
     def __init__(self, client: OperatorClient, sessions: Mapping[str, str]) -> None:
         """`sessions` has the socket directory of each."""
@@ -235,6 +235,8 @@ def daemon_stage(
                 labels={"project": session.project or "replay"},
                 memory=most_bytes,
                 agent_memory=agent_bytes,
+                # What was promised to an agent is free for the others once it has come to its end.
+                ends_with_agent=True,
             )
             made.append(opened.name)
             directories[session.session] = opened.socket_dir

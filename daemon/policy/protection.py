@@ -25,6 +25,8 @@ from agentcgroup.proto.quantity import format_size
 from agentcgroup.proto.words import Action
 
 RANK: Final = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
+# Parts of the free rest, as of the CPU: the better session has hardly ever to be looked at, and slowed meanwhile.
+_PART: Final = {Priority.HIGH: 16, Priority.NORMAL: 4, Priority.LOW: 1}
 _PROMISE_STEP_BYTES: Final = 16 << 20
 _ROOM: Final = "There is room for it again."
 
@@ -199,7 +201,7 @@ class _Budget:
         return None
 
     def allowances(self, favoured: str) -> tuple[tuple[str, int], ...]:
-        """Promises first, then what growers want, then equal parts of the rest. Sessions without running calls have none.
+        """Promises first, then what growers want, then parts of the rest. Sessions without running calls have none.
 
         What was promised to the `favoured` session, that of the best call, is kept out of the margin, too.
         """
@@ -215,8 +217,9 @@ class _Budget:
             given[session.name] = self.promise_bytes[session.name] + more
             if not any(call.hold for call in self._calls[session.name]):
                 sharing.append(session)
+        parts = sum(_PART[session.priority] for session in sharing)
         for session in sharing:
-            given[session.name] += free_bytes // len(sharing)
+            given[session.name] += free_bytes * _PART[session.priority] // parts
         if favoured in given:
             unspent = self._room_bytes - sum(given.values()) - self._margin_bytes // 4
             given[favoured] += max(0, min(self._unkept_bytes[favoured], unspent))

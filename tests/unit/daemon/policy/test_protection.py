@@ -83,6 +83,12 @@ def test_allowances_keep_the_promise_of_the_high_session() -> None:
     assert given["low1"] == given["low2"]
 
 
+def test_the_free_rest_goes_by_priority() -> None:
+    calls = [call(priority.value, priority, usage=100, promised=100) for priority in Priority]
+    given = dict(decide(view(*calls, room=442), RULES).allowances)
+    assert {name: size // MIB for name, size in given.items()} == {"high": 320, "normal": 80, "low": 20}
+
+
 def test_the_best_session_is_not_slowed_for_the_margin() -> None:
     growing = replace(HIGH, usage_bytes=420 * MIB, growth_bytes_per_s=FAST)
     frozen = call("low", hold=hold(Rung.FROZEN))
