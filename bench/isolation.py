@@ -5,6 +5,7 @@ Run it with `make bench-isolation`, or `python -m bench.isolation --help`.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,13 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from agentcgroup.client import recordings
 from agentcgroup.client.recordings import Recording
-from agentcgroup.client.replaying import Pace, play
+from agentcgroup.client.replaying import SMALL_PAGE_BYTES, Pace, play
 from agentcgroup.proto.quantity import format_size, parse_size
 from bench.arms import HIGH, MEANING, Arm, Scene, daemons, joint_need, needs_of, stage_of
 from bench.isolation_figures import Estimate, Repetition, arm_figures, score_table, scores, table, verdicts
@@ -34,6 +35,7 @@ GUEST_SHARE: Final = "/mnt/share"
 GUEST_PYTHON: Final = "/opt/agentcgroup/bin/python"
 # Of the order of the arms in each repetition, which the results tell.
 _SEED: Final = 1
+_LARGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage")
 
 _ARMS: Final = "\n".join(f"  {arm.value:<22}{meaning}" for arm, meaning in MEANING.items())
 EPILOG: Final = f"""\
@@ -60,6 +62,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--speed", type=float, default=50.0, help="default %(default)s")
     add("--scale", type=float, default=1.0, help="of all memory, default 1")
     add("--step", default="1M", help="allocated and timed at a time, default %(default)s")
+    add(
+        "--pages", default="64K", metavar="SIZE",
+        help="size of the pages that memory is taken in, where the kernel has it (mTHP), else and with 4K small ones; "
+        "64K are the work of an emulated machine's minute in ten seconds; default %(default)s",
+    )  # fmt: skip
     add("--repetitions", type=int, default=10, help="default %(default)s")
     add(
         "--arm",
@@ -117,7 +124,7 @@ def measure_in_guest(given: argparse.Namespace) -> dict[str, Any]:
             "--share", "bench", "--share", str(share), "--out", str(place), "--",
             "env", f"PYTHONPATH={GUEST_SHARE}", GUEST_PYTHON, "-m", "bench.isolation", "--here",
             "--recording", f"{GUEST_SHARE}/recording/{given.recording.name}", "--out", "/mnt/out",
-            "--speed", str(given.speed), "--scale", str(given.scale), "--step", given.step,
+            "--speed", str(given.speed), "--scale", str(given.scale), "--step", given.step, "--pages", given.pages,
             "--repetitions", str(given.repetitions), "--deadline", str(given.deadline), *options,
         ]  # fmt: skip
         ran = subprocess.run(command, cwd=REPOSITORY, stdout=sys.stderr, check=False)
@@ -134,7 +141,11 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     recording = recordings.read(given.recording)
     if not any(each.priority == HIGH for each in recording.sessions):
         raise BenchError(f"{given.recording} has no session of high priority: there is nobody to protect")
-    pace = Pace(given.speed, given.scale, parse_size(given.step))
+    with pages_of(parse_size(given.pages)) as page_bytes:
+        return _measure(given, recording, Pace(given.speed, given.scale, parse_size(given.step), page_bytes))
+
+
+def _measure(given: argparse.Namespace, recording: Recording, pace: Pace) -> dict[str, Any]:
     needs = needs_of(recording, pace)
     arms = [Arm(each) for each in given.arm] or list(Arm)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -154,6 +165,29 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     target.write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
     _tell(result["told"], f"written to {target}")
     return result
+
+
+@contextlib.contextmanager
+def pages_of(size_bytes: int) -> Iterator[int]:
+    """Until the end whoever asks for large pages gets those of `size_bytes` and no others. The size: a small page's where the
+    kernel has no such (Documentation/admin-guide/mm/transhuge.rst)."""
+    wanted = _LARGE_PAGES / f"hugepages-{size_bytes >> 10}kB" / "enabled"
+    if not wanted.exists():
+        yield SMALL_PAGE_BYTES
+        return
+    before = {each: _chosen(each.read_text()) for each in sorted(_LARGE_PAGES.glob("hugepages-*/enabled"))}
+    try:
+        for each in before:
+            each.write_text("madvise" if each == wanted else "never")
+        yield size_bytes
+    finally:
+        for each, chosen in before.items():
+            each.write_text(chosen)
+
+
+def _chosen(words: str) -> str:
+    """ "always [madvise] never" is madvise."""
+    return words.partition("[")[2].partition("]")[0]
 
 
 def limit_bytes(text: str, need_bytes: int) -> int:

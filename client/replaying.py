@@ -22,6 +22,7 @@ from agentcgroup.client.recordings import Call, Curve, Recording, Session, peak_
 # From the word to go until all begin at one moment.
 HEAD_START_US: Final = 50_000
 DEFAULT_STEP_BYTES: Final = 1 << 20
+SMALL_PAGE_BYTES: Final = 4096
 # How an option of `agentcg run` is called that declares a field of an intent.
 _OPTIONS: Final = {
     "memory_bytes": ("--memory", ""), "memory_max_bytes": ("--memory-max", ""), "cpu_milli": ("--cpu", "m"),
@@ -35,11 +36,15 @@ _MARGIN_BYTES: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a recording is played: `speed` times as fast, `scale` times the memory, allocated in steps of `step_bytes`."""
+    """How a recording is played: `speed` times as fast, `scale` times the memory, allocated in steps of `step_bytes`.
+
+    Memory is taken in pages of `page_bytes`; where the kernel is not set up for such (mTHP), in smaller ones.
+    """
 
     speed: float = 1.0
     scale: float = 1.0
     step_bytes: int = DEFAULT_STEP_BYTES
+    page_bytes: int = SMALL_PAGE_BYTES
 
     def us(self, recorded_ms: float) -> int:
         return round(recorded_ms * 1000 / self.speed)
@@ -144,7 +149,7 @@ def _options_of(call: Call, session: Session, pace: Pace) -> Iterator[str]:
 
 def script_of(recording: Recording, session: Session, pace: Pace) -> str:
     """What `agentcg act` is told about `session`."""
-    lines = [f"step {pace.step_bytes}", "agent", *_points(session.memory, pace)]
+    lines = [f"pages {pace.page_bytes}", f"step {pace.step_bytes}", "agent", *_points(session.memory, pace)]
     for number, call in enumerate(recording.calls_of(session.session)):
         # Names of recordings may hold anything; these are ours.
         lines.append(f"call {number}:{''.join(each for each in call.call if each.isalnum() or each in '-._')[:40]} "

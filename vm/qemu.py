@@ -84,7 +84,7 @@ def accelerator_words(accelerator: Accelerator) -> list[str]:
         return ["-accel", "kvm", "-cpu", "host"]
     if accelerator is Accelerator.COUNTED:
         # sleep=off: a guest that waits for a timer does not wait for the host's clock.
-        return ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "max"]
+        return ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "max,-erms,-fsrm"]
     return ["-accel", "tcg,thread=multi", "-cpu", "max"]
 
 

@@ -6,6 +6,7 @@
 //
 // SCRIPT, made by `agentcg replay`, has a record a line, times in microseconds:
 //
+//   pages BYTES             memory is taken in pages of so much, if more than 4096 where the kernel gives them (mTHP)
 //   step BYTES              how much is allocated at a time; each such step is timed
 //   agent                   the following points are the agent's own
 //   call NAME START DURATION    the following points are the call's, counted from its own beginning
@@ -66,13 +67,13 @@ static int64_t held_bytes;
 
 static void reserve(int64_t bytes)
 {
-	// Address space only. Small pages, so that a step is the same work every time.
+	// Address space only. Pages of one size, so that a step is the same work every time.
 	ground = mmap(NULL, (size_t)(bytes ? bytes : 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (ground == MAP_FAILED) {
 		complain("address space: ", strerror(errno), NULL);
 		exit(EXIT_INTERNAL);
 	}
-	madvise(ground, (size_t)(bytes ? bytes : 1), MADV_NOHUGEPAGE);
+	madvise(ground, (size_t)(bytes ? bytes : 1), script.page_bytes > SMALL_PAGE ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 	// Starting a call shall not cost what the agent holds.
 	madvise(ground, (size_t)(bytes ? bytes : 1), MADV_DONTFORK);
 }

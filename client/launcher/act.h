@@ -9,7 +9,7 @@
 
 // ---- act_script.c ----
 
-enum { MOST_EVENTS = 20000, MOST_CALLS = 2000, MOST_OPTIONS = 16 };
+enum { MOST_EVENTS = 20000, MOST_CALLS = 2000, MOST_OPTIONS = 16, SMALL_PAGE = 4096 };
 
 struct event {
 	int64_t at_us;
@@ -30,6 +30,7 @@ struct script {
 	struct event events[MOST_EVENTS]; // in the order of time
 	struct call calls[MOST_CALLS];
 	int event_count, call_count;
+	int64_t page_bytes; // SMALL_PAGE unless it says otherwise; all memory is a multiple of it
 	int64_t step_bytes; // 1 MiB unless it says otherwise
 	char *text;
 };

@@ -13,9 +13,9 @@ static void wrong(const char *path, const char *line)
 	exit(EXIT_INVALID);
 }
 
-static int64_t page_ceiling(int64_t bytes)
+static int64_t page_ceiling(const struct script *script, int64_t bytes)
 {
-	return (bytes + 4095) / 4096 * 4096;
+	return (bytes + script->page_bytes - 1) / script->page_bytes * script->page_bytes;
 }
 
 static void add_event(struct script *script, const char *path, int64_t at_us, int64_t bytes, int call)
@@ -24,7 +24,7 @@ static void add_event(struct script *script, const char *path, int64_t at_us, in
 		complain(path, ": more points and calls than this program takes", NULL);
 		exit(EXIT_INVALID);
 	}
-	script->events[script->event_count++] = (struct event){at_us, page_ceiling(bytes), call};
+	script->events[script->event_count++] = (struct event){at_us, page_ceiling(script, bytes), call};
 }
 
 bool numbers_of(char *at, int64_t *numbers, int count)
@@ -64,6 +64,7 @@ void script_read(struct script *script, const char *path, const char *who)
 	}
 	text[size] = '\0';
 	close(fd);
+	script->page_bytes = SMALL_PAGE;
 	script->step_bytes = 1 << 20;
 	for (char *line = text, *next; line && *line; line = next) {
 		int64_t numbers[2];
@@ -74,10 +75,13 @@ void script_read(struct script *script, const char *path, const char *who)
 			*next++ = '\0';
 		if (strcmp(line, "agent") == 0) {
 			ours = !*who;
-		} else if (strncmp(line, "step ", 5) == 0) {
-			if (!numbers_of(line + 5, &script->step_bytes, 1) || script->step_bytes < 4096)
+		} else if (strncmp(line, "pages ", 6) == 0) {
+			if (!numbers_of(line + 6, &script->page_bytes, 1) || script->page_bytes < SMALL_PAGE || script->page_bytes % SMALL_PAGE)
 				wrong(path, line);
-			script->step_bytes = page_ceiling(script->step_bytes);
+		} else if (strncmp(line, "step ", 5) == 0) {
+			if (!numbers_of(line + 5, &script->step_bytes, 1) || script->step_bytes < SMALL_PAGE)
+				wrong(path, line);
+			script->step_bytes = page_ceiling(script, script->step_bytes);
 		} else if (strncmp(line, "point ", 6) == 0) {
 			if (!numbers_of(line + 6, numbers, 2))
 				wrong(path, line);

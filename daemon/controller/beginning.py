@@ -35,6 +35,7 @@ class Beginnings(Sampling):
         self._memory_shifted(call.session)
 
     def _say_started(self, call: ToolCall) -> None:
+        self._raise_mark(call)
         command = " ".join(call.intent.command) or f"process {call.pid}"
         words = f"Started {command[:120]!r}."
         if call.placement_delay_ms is not None:

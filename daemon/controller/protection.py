@@ -110,6 +110,12 @@ class Protection(Ladders):
         else:
             self._arm(LOOK_TIMER, "", rest_ms, self._look_around)
 
+    def _raise_mark(self, call: ToolCall) -> None:
+        """It has begun: what it was promised it may take before anybody has looked."""
+        session = self._ledger.sessions.get(call.session)
+        if session is not None and session.memory_mark_bytes is not None and not call.parent_id:
+            self._set_mark(session, session.memory_mark_bytes + call.limits.memory_bytes)
+
     def _memory_shifted(self, session: str) -> None:
         """What is promised to whom is another now, and whatever ended left room."""
         if (LOOK_TIMER, "") not in self._timers and (self._has_marks() or self._is_oversold()):
@@ -317,8 +323,10 @@ class Protection(Ladders):
         for name, memory in readings.items():
             session = self._ledger.sessions[name]
             allowance = allowances.get(name)
-            # Without running calls there is nobody to grow; those that begin bring the next look.
-            mark = None if allowance is None and not session.calls else memory.calls_bytes + (allowance or 0)
+            # Without calls that have begun there is nobody to grow. A mark as low as that would be in the way of those
+            # that wait for their turn: what they take first would cross it by far, which the kernel slows for seconds.
+            begun = any(call.started_at_ns is not None for call in session.calls.values())
+            mark = memory.calls_bytes + (allowance or 0) if begun else None
             self._set_mark(session, mark)
             session.calls_held = sum(call_id in self._holds for call_id in session.calls)
 

@@ -25,7 +25,7 @@ from agentcgroup.daemon.policy import resize
 from agentcgroup.daemon.policy.bounds import check_name
 
 # CPU shares between sessions; a budget's own cpu_weight goes before.
-PRIORITY_WEIGHT: Final = {Priority.LOW: 25, Priority.NORMAL: 100, Priority.HIGH: 400}
+PRIORITY_WEIGHT: Final = {Priority.LOW: 10, Priority.NORMAL: 100, Priority.HIGH: 1000}
 
 
 class Sessions(TransparentDoor):

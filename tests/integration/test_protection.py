@@ -274,3 +274,25 @@ async def test_a_call_that_begins_ends_the_giving_back(idle: World) -> None:
     idle.call("waiting")
     assert ("idle", "waiting") not in idle.controller._timers
     assert idle.memory.agents["waiting"] == 224 * MIB
+
+
+async def test_a_mark_is_no_trap_for_calls_that_begin(world: World) -> None:
+    for name in ("a", "b"):
+        await world.session(name, Priority.NORMAL)
+    world.call("a", declared=700, wants=100, has=100)
+    world.controller.declare("b", Intent(memory_bytes=600 * MIB))
+    world.look()
+    assert world.memory.marks["a"] is not None
+    assert world.memory.marks.get("b") is None, (
+        "it waits for its turn: its first page would cross a mark at nothing"
+    )
+
+    # Who has been let in may take what it was promised before anybody looks.
+    world.call("b", declared=100, wants=50, has=50)
+    await asyncio.sleep(0)
+    world.look()
+    before = world.memory.marks["b"]
+    world.call("b", declared=200)
+    await asyncio.sleep(0)
+    after = world.memory.marks["b"]
+    assert before is not None and after is not None and after - before == 200 * MIB

@@ -115,7 +115,7 @@ def test_a_script_has_the_pace_and_what_was_declared() -> None:
     lines = script_of(
         RECORDING, RECORDING.sessions[0], Pace(speed=10, scale=0.5, step_bytes=65536)
     ).splitlines()
-    assert lines[:4] == ["step 65536", "agent", f"point 0 {4 * MIB}", f"point 20000 {2 * MIB}"]
+    assert lines[:5] == ["pages 4096", "step 65536", "agent", f"point 0 {4 * MIB}", f"point 20000 {2 * MIB}"]
     at = lines.index("call 0:c1 2000 3000")
     assert lines[at + 1 : at + 7] == [
         "option --memory", f"option {4 * MIB}", "option --class", "option batch", "option --label",
@@ -191,7 +191,7 @@ def test_a_call_that_is_refused_is_asked_for_again_and_one_that_dies_shows(
 
 
 @pytest.mark.parametrize(
-    "line", ["step x", "step 1", "point 1", "point a b", "call x 1", "nonsense", "option --x"]
+    "line", ["step x", "step 1", "pages 100", "point 1", "point a b", "call x 1", "nonsense", "option --x"]
 )
 def test_a_line_that_is_none_of_a_script_ends_it_before_anything_is_played(
     actor: Path, tmp_path: Path, line: str
