@@ -25,7 +25,16 @@ from agentcgroup.client.recordings import Recording
 from agentcgroup.client.replaying import SMALL_PAGE_BYTES, Pace, play
 from agentcgroup.proto.quantity import format_size, parse_size
 from bench.arms import HIGH, MEANING, Arm, Scene, daemons, joint_need, needs_of, stage_of
-from bench.isolation_figures import Estimate, Repetition, arm_figures, score_table, scores, table, verdicts
+from bench.isolation_figures import (
+    Estimate,
+    Repetition,
+    arm_figures,
+    in_short,
+    score_table,
+    scores,
+    table,
+    verdicts,
+)
 from bench.spawning import BenchError
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
@@ -35,6 +44,7 @@ GUEST_SHARE: Final = "/mnt/share"
 GUEST_PYTHON: Final = "/opt/agentcgroup/bin/python"
 # Of the order of the arms in each repetition, which the results tell.
 _SEED: Final = 1
+_HARDWARE_CLOCK: Final = Path("/sys/class/rtc/rtc0/since_epoch")
 _LARGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage")
 
 _ARMS: Final = "\n".join(f"  {arm.value:<22}{meaning}" for arm, meaning in MEANING.items())
@@ -64,10 +74,16 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--step", default="1M", help="allocated and timed at a time, default %(default)s")
     add(
         "--pages", default="64K", metavar="SIZE",
-        help="size of the pages that memory is taken in, where the kernel has it (mTHP), else and with 4K small ones; "
-        "64K are the work of an emulated machine's minute in ten seconds; default %(default)s",
+        help="size of the pages that memory is taken in, where the kernel has it (mTHP): an emulated machine needs a sixth "
+        "of the time for 64K; with 4K, and elsewhere, small ones; default %(default)s",
     )  # fmt: skip
     add("--repetitions", type=int, default=10, help="default %(default)s")
+    add(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="of one limit: no repetition begins that would take longer",
+    )
     add(
         "--arm",
         action="append",
@@ -99,8 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BenchError as error:
         print(f"bench.isolation: {error}", file=sys.stderr)
         return 1
-    if not given.here:
-        print("\n".join(result["told"]))
     missed = any(line.startswith("MISSED") for scene in result["scenes"] for line in scene["verdicts"])
     return 3 if given.check and missed else 0
 
@@ -117,6 +131,7 @@ def measure_in_guest(given: argparse.Namespace) -> dict[str, Any]:
         options = [
             *(word for limit in given.limit for word in ("--limit", limit)),
             *(word for arm in given.arm for word in ("--arm", arm)),
+            *(["--minutes", str(given.minutes)] if given.minutes is not None else []),
         ]
         command = [
             str(REPOSITORY / "vm" / "run"), "--kernel", given.kernel, "--timeout", "7200", "--no-daemon",
@@ -160,7 +175,7 @@ def _measure(given: argparse.Namespace, recording: Recording, pace: Pace) -> dic
     }
     for limit in given.limit or ["89%", "106%"]:
         scene = Scene(recording, pace, limit_bytes(limit, joint_need(recording, pace)), needs)
-        result["scenes"].append(_scene(scene, arms, given.repetitions, given.deadline, result["told"]))
+        result["scenes"].append(_scene(scene, arms, given, result["told"]))
     target = given.out / f"isolation-{given.recording.stem}.json"
     target.write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
     _tell(result["told"], f"written to {target}")
@@ -169,8 +184,8 @@ def _measure(given: argparse.Namespace, recording: Recording, pace: Pace) -> dic
 
 @contextlib.contextmanager
 def pages_of(size_bytes: int) -> Iterator[int]:
-    """Until the end whoever asks for large pages gets those of `size_bytes` and no others. The size: a small page's where the
-    kernel has no such (Documentation/admin-guide/mm/transhuge.rst)."""
+    """Until the end whoever asks for large pages gets those of `size_bytes` and no others (transhuge.rst). The size: that of
+    a small page where the kernel has no such."""
     wanted = _LARGE_PAGES / f"hugepages-{size_bytes >> 10}kB" / "enabled"
     if not wanted.exists():
         yield SMALL_PAGE_BYTES
@@ -195,29 +210,29 @@ def limit_bytes(text: str, need_bytes: int) -> int:
     return round(need_bytes * float(text[:-1]) / 100) if text.endswith("%") else parse_size(text)
 
 
-def _scene(
-    scene: Scene, arms: list[Arm], repetitions: int, deadline_s: float, told: list[str]
-) -> dict[str, Any]:
+def _scene(scene: Scene, arms: list[Arm], given: argparse.Namespace, told: list[str]) -> dict[str, Any]:
     played: dict[Arm, list[Repetition]] = {arm: [] for arm in arms}
     source = random.Random(_SEED)
     orders: list[list[Arm]] = []
     need = joint_need(scene.recording, scene.pace)
     _tell(told, f"\n{len(scene.recording.sessions)} sessions that need {format_size(need)} together, "
                 f"in {format_size(scene.memory_bytes)}, {scene.pace.speed:g} times as fast")  # fmt: skip
-    began = time.monotonic()
+    began_s, longest_s = _wall_s(), 0.0
     with daemons(arms, scene.memory_bytes) as running:
-        for number in range(repetitions):
+        for number in range(given.repetitions):
+            before_s = _wall_s()
+            if number and given.minutes is not None and before_s + longest_s > began_s + given.minutes * 60:
+                _tell(told, f"{number} repetitions in {given.minutes:g} minutes")
+                break
             # A different order each time: what an arm leaves behind in the machine is nobody's in particular.
             orders.append(source.sample(arms, len(arms)))
             for arm in orders[-1]:
-                part = (
-                    dataclasses.replace(scene, recording=alone(scene.recording))
-                    if arm is Arm.ALONE
-                    else scene
-                )
+                chosen = alone(scene.recording) if arm is Arm.ALONE else scene.recording
+                part = dataclasses.replace(scene, recording=chosen)
                 with stage_of(arm, part, running) as stage:
-                    played[arm].append(play(part.recording, stage, scene.pace, deadline_s))
-                print(f"  {number + 1}/{repetitions} {arm}: {_in_short(played[arm][-1])}", flush=True)
+                    played[arm].append(play(chosen, stage, scene.pace, given.deadline))
+                print(f"  {number + 1}/{given.repetitions} {arm}: {in_short(played[arm][-1])}", flush=True)
+            longest_s = max(longest_s, _wall_s() - before_s)
     found = [arm_figures(arm, played[arm]) for arm in arms]
     compared = scores(played)
     sentences = verdicts(compared)
@@ -225,24 +240,22 @@ def _scene(
         _tell(told, line)
     return {
         "memory_bytes": scene.memory_bytes,
-        "repetitions": repetitions,
+        "repetitions": len(orders),
         "seed": _SEED,
         "orders": orders,
-        "took_s": round(time.monotonic() - began, 1),
+        "took_s": round(_wall_s() - began_s, 1),
         "arms": found,
         "scores": compared,
         "verdicts": sentences,
     }
 
 
-def _in_short(repetition: Repetition) -> str:
-    """How one repetition went, for whoever watches."""
-    return ", ".join(
-        f"{each.session} {each.completed_us / 1e6:.3f} s"
-        if each.completed_us and each.survived
-        else f"{each.session} died"
-        for each in repetition
-    )
+def _wall_s() -> float:
+    """The time of whoever waits, which that of a counted guest is not: its hardware clock is the host's."""
+    try:
+        return float(_HARDWARE_CLOCK.read_text())
+    except (OSError, ValueError):
+        return time.time()
 
 
 def alone(recording: Recording) -> Recording:

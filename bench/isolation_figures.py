@@ -274,6 +274,16 @@ def table(arms: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def in_short(repetition: Repetition) -> str:
+    """How one repetition went, for whoever watches: time, and p50, p95 and p99 of the steps in ms."""
+    return "; ".join(
+        f"{each.session} "
+        + (f"{each.completed_us / 1e6:.3f} s " if each.completed_us and each.survived else "died ")
+        + "/".join(_shown(percentile(each.step_us, share), 1000) for share in (0.5, 0.95, 0.99))
+        for each in repetition
+    )
+
+
 def score_table(found: Sequence[Score]) -> list[str]:
     """One line an arm: its worst sessions against the marks."""
     lines = [
