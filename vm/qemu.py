@@ -83,8 +83,8 @@ def accelerator_words(accelerator: Accelerator) -> list[str]:
     if accelerator is Accelerator.KVM:
         return ["-accel", "kvm", "-cpu", "host"]
     if accelerator is Accelerator.COUNTED:
-        # sleep=off: a guest that waits for a timer does not wait for the host's clock. Without erms and fsrm the kernel fills
-        # and copies eight bytes at a time, and not one, each of which counts: a page fault costs half.
+        # sleep=off: a guest that waits for a timer does not wait for the host's clock. Without erms and fsrm the kernel
+        # fills and copies eight bytes at a time, and not one, each of which counts: a page fault costs half.
         return ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "max,-erms,-fsrm"]
     return ["-accel", "tcg,thread=multi", "-cpu", "max"]
 
