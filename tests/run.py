@@ -51,6 +51,8 @@ _SHARE: Final = "agentcgroup"
 _FIGURES: Final = "figures.json"
 
 
+# How vm/run ends when the guest is at fault.
+LOST: Final = (ExitStatus.PANIC, ExitStatus.GUEST_LOST, ExitStatus.TIMEOUT)
 # Written in the guest when pytest is about to start.
 _BEGAN: Final = "began"
 # A test there takes up to a minute; the bound of pyproject.toml is for this machine.
@@ -142,7 +144,7 @@ def _pytest_in_guest(kernel: str, out: Path, arguments: Sequence[str]) -> Result
     while True:
         shutil.rmtree(out, ignore_errors=True)
         status = _boot(kernel, out, arguments)
-        is_lost = status in (ExitStatus.PANIC, ExitStatus.GUEST_LOST) and not (out / _BEGAN).exists()
+        is_lost = status in LOST and not (out / _BEGAN).exists()
         if not is_lost or notes:
             break
         notes.append(f"the guest was lost before pytest began (status {status}) and booted again")

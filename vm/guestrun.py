@@ -22,6 +22,8 @@ from vm.steps import say
 from vm.tunnel import Forward, ListenError, Tunnel
 
 CHUNK_BYTES = 65536
+# How long the guest may take to start its command, within its timeout: 10 to 20 s emulated on two free cores.
+BOOT_TIMEOUT_S = 300.0
 # How long the guest may take to stop its command and to flush what it wrote, once asked.
 STOP_GRACE_S = 20.0
 # A panicking kernel goes on printing, then QEMU ends by itself.
@@ -130,7 +132,8 @@ class GuestRun:
     ) -> None:
         """Pass data on until the command has ended, the guest is lost, or it is time to give up."""
         progress = self.progress
-        deadline = time.monotonic() + self.timeout_s
+        powered_on_s = time.monotonic()
+        deadline = powered_on_s + min(self.timeout_s, BOOT_TIMEOUT_S)
         is_stopping = False
         running.channel.setblocking(False)
         for source in (running.console, running.channel, wake):
@@ -149,6 +152,8 @@ class GuestRun:
                     key.data(mask)
             if progress.has_lost_reader or len(progress.stop_signals) > 1:
                 return
+            if progress.started_at_s is not None and not is_stopping:
+                deadline = powered_on_s + self.timeout_s
             is_late = time.monotonic() >= deadline
             if is_late and is_stopping:
                 return
@@ -237,8 +242,9 @@ class GuestRun:
         if progress.has_timed_out:
             has_started = progress.started_at_s is not None
             when = "while its command ran" if has_started else "before its command had started"
+            after_s = self.timeout_s if has_started else min(self.timeout_s, BOOT_TIMEOUT_S)
             return self._report(
-                running, ExitStatus.TIMEOUT, f"the guest was stopped after {self.timeout_s:g} s {when}"
+                running, ExitStatus.TIMEOUT, f"the guest was stopped after {after_s:g} s {when}"
             )
         if progress.stop_signals:
             name = signal.Signals(progress.stop_signals[0]).name

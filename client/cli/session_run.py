@@ -4,11 +4,13 @@ What can fail is done before this process is in the session: removing the sessio
 """
 
 import argparse
+import ctypes
 import os
 import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Final
 
 from agentcgroup.client import places
 from agentcgroup.client.agent_client import Client
@@ -18,6 +20,10 @@ from agentcgroup.client.cli.statuses import ExitStatus
 from agentcgroup.client.errors import ClientError, InvalidRequest
 from agentcgroup.client.operator_client import OperatorClient
 from agentcgroup.client.values import Session, SessionLimits
+
+# include/uapi/linux/sched.h; os.unshare came with Python 3.12.
+_CLONE_FILES: Final = 0x00000400
+_STDERR: Final = 2
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -80,10 +86,6 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         return ExitStatus.NOT_EXECUTABLE if exists else ExitStatus.COMMAND_NOT_FOUND
     launcher = places.launcher()
-    inherited = dict(os.environ)
-    # A thread of gRPC's that begins another one while this process becomes the agent cannot, which hurts nobody, but it
-    # would say so on what is the agent's standard error (execve(2) and clone(2) exclude each other: EAGAIN).
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with options.operator_client(arguments) as client:
         session = client.create_session(
             arguments.name,
@@ -97,7 +99,7 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         limits = _enter(client, session)
     # Where the operator's socket is, is nothing for the agent.
-    outside = {key: value for key, value in inherited.items() if key != places.OPERATOR_SOCKET_VARIABLE}
+    outside = {key: value for key, value in os.environ.items() if key != places.OPERATOR_SOCKET_VARIABLE}
     environment = identity.environment_of(user, outside, os.getuid()) | {
         places.SESSION_DIR_VARIABLE: session.socket_dir,
         "AGENTCGROUP_SESSION": session.name,
@@ -156,6 +158,7 @@ def _become(
         signal.signal(number, signal.SIG_DFL)
     sys.stdout.flush()
     sys.stderr.flush()
+    _silence_other_threads()
     try:
         os.execve(program, command, environment)
     except OSError as error:
@@ -165,3 +168,21 @@ def _become(
             if isinstance(error, FileNotFoundError)
             else ExitStatus.NOT_EXECUTABLE
         )
+
+
+def _silence_other_threads() -> None:
+    """From now on this thread alone writes to the standard error.
+
+    A thread of gRPC's that begins another one while this process becomes the agent cannot (execve(2) and clone(2) exclude
+    each other: EAGAIN), which hurts nobody, but it says so on what is the agent's standard error by then. How much gRPC
+    says is settled when it is imported, too early for us; so the others keep a table of descriptors of their own.
+    """
+    try:
+        kept = os.dup(_STDERR)
+        null = os.open(os.devnull, os.O_WRONLY)
+    except OSError:
+        return
+    os.dup2(null, _STDERR)
+    # Should it fail, what is put back is put back for everybody.
+    ctypes.CDLL(None).unshare(_CLONE_FILES)
+    os.dup2(kept, _STDERR)

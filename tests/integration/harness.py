@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 GIB = 1 << 30
 # Longer than anything here takes, shorter than a person waits.
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 # Plays the launcher up to its exec: is told to go, connects, asks, shows the answer, then is the tool until
 # told how to exit. Given a pid it asks for that process instead of itself.

@@ -28,8 +28,8 @@ async def test_a_breach_is_written_down_as_the_kernels_doing(daemon: Daemon) -> 
     await daemon.open("web", memory=2 * GIB)
     call_id = await begun(daemon, "web", memory_bytes=GIB)
     assert daemon.host.listener is not None
-    daemon.host.listener.memory_breached(MemoryBreach(call_id, "db", 40 * MIB, 8 * MIB, 0, 50_000))
-    daemon.host.listener.memory_breached(MemoryBreach(call_id, "db", 40 * MIB, 8 * MIB, 0, 0))
+    daemon.host.listener.memory_breached(MemoryBreach("web", call_id, "db", 40 * MIB, 8 * MIB, 0, 50_000))
+    daemon.host.listener.memory_breached(MemoryBreach("web", call_id, "db", 40 * MIB, 8 * MIB, 0, 0))
     told = [event for event in daemon.history.noted if event.call_id == call_id][-2:]
     assert [(event.action, event.actor) for event in told] == [
         (Action.SLOWED, Actor.KERNEL),
@@ -42,5 +42,5 @@ async def test_a_breach_is_written_down_as_the_kernels_doing(daemon: Daemon) -> 
 async def test_a_breach_of_a_call_that_has_ended_is_nobodys(daemon: Daemon) -> None:
     assert daemon.host.listener is not None
     before = len(daemon.history.noted)
-    daemon.host.listener.memory_breached(MemoryBreach("c-0", "db", 40 * MIB, 8 * MIB, 0, 50_000))
+    daemon.host.listener.memory_breached(MemoryBreach("web", "c-0", "db", 40 * MIB, 8 * MIB, 0, 50_000))
     assert len(daemon.history.noted) == before

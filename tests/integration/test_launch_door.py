@@ -299,8 +299,9 @@ async def test_who_hangs_up_is_forgotten_at_any_moment(daemon: Daemon) -> None:
                 if packet is not None:
                     connection.send(packet)
     assert (await say(daemon, b"?")).status is Status.INVALID
-    await asyncio.sleep(0.02)
-    assert descriptors() == before
+    async with asyncio.timeout(DEADLINE_S):
+        while descriptors() != before:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 async def test_who_says_nothing_is_shown_out(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +310,7 @@ async def test_who_says_nothing_is_shown_out(daemon: Daemon, monkeypatch: pytest
     monkeypatch.setattr(door, "SILENCE_S", 0.05)
     with knock(daemon) as connection:
         assert await heard(connection) == b""
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 async def test_the_silent_do_not_keep_others_out(

@@ -55,6 +55,13 @@ async def until_waiting(daemon: Daemon, calls: int) -> None:
             await asyncio.sleep(0.005)
 
 
+async def until_followed(daemon: Daemon) -> None:
+    """Waits until somebody listens for the answer to a call in the queue: a request has arrived."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not any(wait.listeners for wait in daemon.controller._waits.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
 def outcomes(daemon: Daemon) -> dict[QueueOutcome, int]:
     counted = daemon.controller.counters.queue_wait_s
     return {outcome: sum(each.counts) for outcome, each in counted.items() if sum(each.counts)}
@@ -224,7 +231,7 @@ async def test_a_declaration_is_queued_and_beginning_it_waits_for_its_turn(daemo
     assert (call.state, call.queue.position) == (types_pb2.CALL_STATE_QUEUED, 1)
     process = types_pb2.ProcessRef(pid=daemon.process("web"))
     beginning = agent.BeginCall(agent_pb2.BeginCallRequest(call_id=answer.call_id, process=process))
-    await asyncio.sleep(0.05)
+    await until_followed(daemon)
     assert not beginning.done()
     await agent.FinishCall(agent_pb2.FinishCallRequest(call_id=first))
     begun = await asyncio.wait_for(beginning, DEADLINE_S)
@@ -253,7 +260,7 @@ async def test_who_hangs_up_while_waiting_leaves_the_queue(daemon: Daemon, how: 
     waiting: grpc.aio.Call
     if how == "begin":
         waiting = agent.BeginCall(agent_pb2.BeginCallRequest(call_id=call_id, ticket=True))
-        await asyncio.sleep(0.05)
+        await until_followed(daemon)
     else:
         watching = agent.WatchAnswer(agent_pb2.WatchAnswerRequest(call_id=call_id))
         async for response in watching:
@@ -271,7 +278,7 @@ async def test_finishing_a_queued_call_cancels_it_and_its_begin_is_told(daemon: 
     agent = daemon.agent("web")
     call_id = (await agent.DeclareIntent(declared(400 * MIB))).answer.call_id
     beginning = agent.BeginCall(agent_pb2.BeginCallRequest(call_id=call_id, ticket=True))
-    await asyncio.sleep(0.05)
+    await until_followed(daemon)
     report = (await agent.FinishCall(agent_pb2.FinishCallRequest(call_id=call_id))).report
     assert report.verdict == types_pb2.VERDICT_NOT_BEGUN
     begun = await asyncio.wait_for(beginning, DEADLINE_S)
@@ -328,7 +335,7 @@ async def test_the_client_waits_and_hears_where_it_stands(daemon: Daemon) -> Non
         cancelled = asyncio.create_task(client.declare(memory="400M"))
         await until_waiting(daemon, 1)
         # Cancelled before it watches its answer, a call would wait until its deadline.
-        await asyncio.sleep(0.1)
+        await until_followed(daemon)
         cancelled.cancel()
         await until_waiting(daemon, 0)
 

