@@ -90,7 +90,10 @@ class HostListener(Protocol):
         """A call that is listened to (`Host.watch_memory`) has reached memory.high or memory.max (again)."""
 
     def memory_breached(self, breach: MemoryBreach) -> None:
-        """A call grows into what another session was promised, see Guard; told at most twice a minute."""
+        """A call is held as it grows into what another session was promised, see Guard; told at most twice a minute."""
+
+    def memory_short(self, breach: MemoryBreach) -> None:
+        """A call grows into what another session was promised, held or not: told at once, once a second for a call."""
 
     def knocked(self, knock: Knock) -> None:
         """A process at the session's transparent door, which is held until `release` where the host can."""

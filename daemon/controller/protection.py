@@ -20,6 +20,7 @@ from agentcgroup.daemon.model import (
     FreezeCause,
     KillReason,
     Level,
+    MemoryBreach,
     Priority,
     Session,
     SessionMemory,
@@ -99,6 +100,9 @@ class Protection(Ladders):
         self._look_at_once()
 
     def memory_stalled(self, session: str) -> None:
+        self._look_at_once()
+
+    def memory_short(self, breach: MemoryBreach) -> None:
         self._look_at_once()
 
     def _look_at_once(self) -> None:

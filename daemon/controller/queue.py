@@ -1,21 +1,18 @@
 """The queue for room: joining it, being granted from it, leaving it. Who is next says agentcgroup.daemon.policy.queue.
 
-A call that waits is a ToolCall in state QUEUED without a reservation. The queue is looked at whenever room may have come
-free (the ledger says so) and, while somebody waits, once a second, because running calls give back what they do not use.
+It is looked at whenever room may have come free (the ledger says so) and, while somebody waits, once a second, because
+running calls give back what they do not use.
 """
 
 import asyncio
-import contextlib
 import dataclasses
-import logging
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.controller.core import GRANT_TIMER
-from agentcgroup.daemon.controller.rooms import Rooms, Views, levels_of
+from agentcgroup.daemon.controller.rooms import Views, levels_of
 from agentcgroup.daemon.controller.standing import Offer
+from agentcgroup.daemon.controller.waits import LOOK_EVERY_MS, Wait, Waits
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.model import (
@@ -39,33 +36,10 @@ from agentcgroup.daemon.policy.grounds import Grounds
 from agentcgroup.daemon.ports import Clock, History, Host
 from agentcgroup.proto.quantity import format_duration
 
-log = logging.getLogger("agentcgroup.controller")
-
 QUEUE_TIMER: Final = "queue"
 LOOK_TIMER: Final = "look"
-# While somebody waits: how often use is measured, waits are estimated, and who waits is told.
-LOOK_EVERY_MS: Final = 1000
 # In a longer queue a newcomer's wait is estimated at the next look, not at once.
 LONG_QUEUE: Final = 16
-
-Listener = Callable[[Answer], None]
-
-
-@dataclass(slots=True)
-class Wait:
-    """One call's place in the queue."""
-
-    call: ToolCall
-    arrived: int
-    since_s: float
-    deadline_ms: int
-    reason: Reason | None
-    learned: Suggestion | None = None
-    stands: bool = False  # it was told that it waits; before that it is being ruled on
-    passed: int = 0
-    told_s: float = float("-inf")
-    told: str = ""
-    listeners: list[Listener] = field(default_factory=list)
 
 
 def refusal(ruling: Ruling, learned: Suggestion | None) -> Answer:
@@ -80,12 +54,11 @@ def refusal(ruling: Ruling, learned: Suggestion | None) -> Answer:
     )
 
 
-class Queueing(Rooms):
+class Queueing(Waits):
     def __init__(
         self, config: Config, host: Host, history: History, clock: Clock, counters: Counters, feed: Feed
     ) -> None:
         super().__init__(config, host, history, clock, counters, feed)
-        self._waits: dict[str, Wait] = {}
         self._arrivals = 0
         self._look_is_due = False
         self._estimates_ms: dict[str, int] = {}
@@ -94,81 +67,6 @@ class Queueing(Rooms):
 
     def prepare(self, session: str, intent: Intent, offer: Offer) -> bool:
         return not self._waits and super().prepare(session, intent, offer)
-
-    # ---- asking
-
-    @property
-    def calls_waiting(self) -> int:
-        """How many calls wait for room; while any does, none is granted without the queue."""
-        return len(self._waits)
-
-    async def answers(self, session: str, call_id: str) -> AsyncGenerator[Answer, None]:
-        """The call's answer now and, while it waits, whenever it changes; the last one is final.
-
-        Close the generator (contextlib.aclosing): whoever was the last to listen and stops gives the place up.
-        """
-        call = self._ledger.call(session, call_id)
-        latest = self.answer_to(call)
-        if call.id not in self._waits:
-            yield latest
-            return
-        changed = asyncio.Event()
-
-        def listen(answer: Answer) -> None:
-            nonlocal latest
-            latest = answer
-            changed.set()
-
-        self.follow(call, listen)
-        try:
-            while True:
-                answer = latest
-                changed.clear()
-                yield answer
-                if answer.decision is not Decision.QUEUED:
-                    return
-                await changed.wait()
-        finally:
-            self.unfollow(call, listen)
-
-    async def final_answer(self, session: str, call_id: str) -> Answer:
-        """The last of `answers`. Cancelled before that, the call leaves the queue."""
-        async with contextlib.aclosing(self.answers(session, call_id)) as answers:
-            final = [answer async for answer in answers][-1]
-        return final
-
-    def answer_to(self, call: ToolCall) -> Answer:
-        """What `call` is answered now, as far as it still matters."""
-        if call.refusal is not None:
-            return call.refusal
-        wait = self._waits.get(call.id)
-        if wait is not None:
-            return self._queued(wait)
-        return Answer(
-            call.decision,
-            "As declared.",
-            call_id=call.id,
-            limits=call.limits,
-            expires_at_ns=call.expires_at_ns,
-        )
-
-    def follow(self, call: ToolCall, listener: Listener) -> None:
-        """Calls `listener` with every new answer to a call that waits, the last time with the final one."""
-        self._waits[call.id].listeners.append(listener)
-
-    def unfollow(self, call: ToolCall, listener: Listener) -> None:
-        """Stops calling `listener`; a call that waits and is followed by nobody any more leaves the queue."""
-        wait = self._waits.get(call.id)
-        if wait is not None and listener in wait.listeners:
-            wait.listeners.remove(listener)
-            if not wait.listeners:
-                self._close_unbegun(call)
-
-    def give_back(self, session: str, call_id: str) -> None:
-        """Gives up a call's place in the queue, or a grant that was not begun; nothing when it runs or has ended."""
-        call = self._ledger.call(session, call_id)
-        if call.is_live and call.started_at_ns is None:
-            self._close_unbegun(call)
 
     # ---- joining
 
@@ -258,28 +156,7 @@ class Queueing(Rooms):
             suggestion="Declare it with --wait 1m, so that it gets its turn, or again in a few seconds.",
         )
 
-    # ---- standing
-
-    def _queued(self, wait: Wait) -> Answer:
-        call = wait.call
-        return Answer(
-            Decision.QUEUED,
-            self._queued_words(wait),
-            call_id=call.id,
-            reason=wait.reason,
-            queue=call.queue,
-            suggestion="Wait for its turn, or declare less memory to start sooner.",
-        )
-
-    def _queued_words(self, wait: Wait) -> str:
-        place = wait.call.queue or QueuePlace(len(self._waits), wait.deadline_ms)
-        if self._ledger.session(wait.call.session).state is SessionState.FROZEN:
-            return waiting.queued_frozen(place.position, len(self._waits))
-        return waiting.queued(place.position, len(self._waits), place.estimated_wait_ms, place.deadline_ms)
-
-    @staticmethod
-    def _now_s() -> float:
-        return asyncio.get_running_loop().time()
+    # ---- looking
 
     def _tick(self) -> None:
         if self._waits and (LOOK_TIMER, "") not in self._timers:
@@ -333,23 +210,6 @@ class Queueing(Rooms):
                 )
                 self._tell_place(wait_of)
         return answer
-
-    def _tell_place(self, wait: Wait) -> None:
-        now_s = self._now_s()
-        if not wait.listeners or now_s - wait.told_s < LOOK_EVERY_MS / 1000:
-            return
-        answer = self._queued(wait)
-        if answer.message != wait.told:
-            wait.told_s, wait.told = now_s, answer.message
-            self._notify(wait.listeners, answer)
-
-    @staticmethod
-    def _notify(listeners: list[Listener], answer: Answer) -> None:
-        for listener in list(listeners):
-            try:
-                listener(answer)
-            except Exception:
-                log.exception("who waits for call %s could not be told", answer.call_id)
 
     # ---- what there is
 

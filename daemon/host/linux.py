@@ -127,7 +127,7 @@ class LinuxHost:
         self._changes.on_loss(listener.events_lost)
         self.door.listen(listener.knocked)
         self.memory.listen(listener)
-        self.guard.listen(listener.memory_breached)
+        self.guard.listen(listener)
 
     def close(self) -> None:
         """Lets go of descriptors; cgroups and limits stay."""

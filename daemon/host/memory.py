@@ -34,8 +34,6 @@ _RANK: Final = {Priority.LOW: 0, Priority.NORMAL: 1, Priority.HIGH: 2}
 # Room beside what was promised, for what grows until the kernel has answered.
 _MARGIN_LEAST_BYTES: Final = 16 << 20
 _MARGIN_PART: Final = 64
-_TOLD_EVERY_NS: Final = 30_000_000_000
-_TOLD_MAX: Final = 4096
 
 
 def open_memory_watch(
@@ -65,21 +63,20 @@ class MemoryWatch:
     ) -> None:
         """`shared`: with the scheduler's map of holds; without it nobody is held. Raises BpfError."""
         self._on_breach: Callable[[Breach], None] | None = None
-        self._told_at_ns: dict[int, int] = {}
         self._program = MemoryProgram(accounts_max=accounts_max, shared=shared, on_breach=self._tell)
         self.guards = config.memory_guard == "auto" and shared is not None
         for one in self._program.absent:
             log.info("memory guard: %s is not seen: %s", one.section, one.reason)
-        if self.guards:
-            margin_bytes = max(_MARGIN_LEAST_BYTES, capacity_bytes // _MARGIN_PART)
-            self._program.set_numbers(
-                GuardNumbers(
-                    root_id,
-                    margin_bytes,
-                    hold_max_ns=config.hold_max * 10**6,
-                    hold_total_ns=config.hold_total * 10**6,
-                )
+        margin_bytes = max(_MARGIN_LEAST_BYTES, capacity_bytes // _MARGIN_PART)
+        self._program.set_numbers(
+            GuardNumbers(
+                root_id,
+                margin_bytes,
+                # 0: nobody is held, growth into what others were promised is told all the same.
+                hold_max_ns=config.hold_max * 10**6 if self.guards else 0,
+                hold_total_ns=config.hold_total * 10**6,
             )
+        )
 
     def open(self, cgroup_id: int, soft_limit_bytes: int) -> None:
         """From now on. Failure costs figures, not the call.
@@ -94,7 +91,6 @@ class MemoryWatch:
 
     def close_account(self, cgroup_id: int) -> None:
         """Of a session, the guard goes with it: whoever was held for it goes on."""
-        self._told_at_ns.pop(cgroup_id, None)
         self._program.forget(cgroup_id)
         self._program.close_account(cgroup_id)
 
@@ -123,13 +119,11 @@ class MemoryWatch:
     # ---- guard
 
     def listen(self, on_breach: Callable[[Breach], None]) -> None:
-        """`on_breach` is called from `drain`, at most every half minute for a call."""
+        """`on_breach` is called from `drain`, at most once a second for a call."""
         self._on_breach = on_breach
 
     def guard(self, session_id: int, priority: Priority, protection_bytes: int) -> None:
         """See bpf.memory.MemoryProgram.guard. Failure costs the guard of this session, and is said."""
-        if not self.guards:
-            return
         try:
             self._program.guard(session_id, _RANK[priority], protection_bytes)
         except BpfError as error:
@@ -150,11 +144,6 @@ class MemoryWatch:
         self._program.drain()
 
     def _tell(self, breach: Breach) -> None:
-        if breach.at_ns - self._told_at_ns.get(breach.call_id, -_TOLD_EVERY_NS) < _TOLD_EVERY_NS:
-            return
-        if len(self._told_at_ns) >= _TOLD_MAX:
-            self._told_at_ns.clear()
-        self._told_at_ns[breach.call_id] = breach.at_ns
         if self._on_breach is not None:
             self._on_breach(breach)
 

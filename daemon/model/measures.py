@@ -37,6 +37,7 @@ class MemoryBreach:
     `hold_us`: how long its thread is held for the present batch; 0: the kernel does not slow it (any more).
     """
 
+    session: str
     call_id: str
     for_session: str
     rate_bytes_per_s: int
