@@ -114,7 +114,8 @@ def _unreachable(socket_path: str) -> ClientError:
         )
     except ConnectionRefusedError:
         return Unreachable(
-            f"nobody listens at {socket_path}", "Start agentcgroupd; the socket was left behind"
+            f"nobody listens at {socket_path}: agentcgroupd is stopped or being restarted",
+            "Ask again in a few seconds; what runs goes on under its limits. If it stays so, start agentcgroupd",
         )
     except OSError as error:
         return Unreachable(
@@ -122,7 +123,7 @@ def _unreachable(socket_path: str) -> ClientError:
         )
     return Unreachable(
         f"the daemon at {socket_path} went away or says nothing",
-        "See what agentcgroupd logs, then ask again",
+        "Ask again: a daemon that was restarted goes on with what ran; if it stays so, see what agentcgroupd logs",
     )
 
 

@@ -203,6 +203,8 @@ class FakeHost:
         self.records: dict[str, bytes] = {}
         self.reopened: set[str] = set()
         self.frozen_sessions: set[str] = set()
+        # Sessions whose cgroup is a container's: found by whoever asks Docker.
+        self.containers: set[str] = set()
         self.door = FakeDoor()
         self._watched: set[int] = set()
         self.memory = FakeMemory(self)
@@ -244,6 +246,7 @@ class FakeHost:
 
     def adopt_session(self, session: Session, cgroup_path: str) -> str:
         self._do("adopt_session")
+        self.containers.add(session.name)
         self.reopened.add(session.name)
         self.sessions[session.name] = session.budget
         return cgroup_path
@@ -383,7 +386,7 @@ class FakeHost:
                 memory_max_bytes=budget.memory_max_bytes,
             )
             for name, budget in self.sessions.items()
-            if name not in self.reopened
+            if name not in self.reopened | self.containers
         )
 
     def reopen_session(self, session: Session) -> str:

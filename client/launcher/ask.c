@@ -16,7 +16,12 @@
 // A wait shorter than this is not told, except on a terminal.
 enum { QUIET_WAIT_MS = 2000 };
 
+// A daemon that is restarted comes back to its sockets. So long a socket that nobody listens at is tried again, where the
+// answer may take as long; and so often a place in the queue that is lost with the daemon is asked for anew.
+enum { RESTART_MS = 5000, RESTART_PAUSE_MS = 50, MOST_RESTARTS = 3 };
+
 static const char timed_out[] = "it did not answer in time";
+static const char hung_up[] = "it closed the connection without an answer";
 
 // With standard streams closed the socket could become stderr, and complaints would go to the daemon.
 static int above_standard_streams(int fd)
@@ -110,7 +115,7 @@ static const char *receive(int fd, struct packet *answer, int wait_ms)
 			return NULL;
 		}
 		if (n == 0)
-			return "it closed the connection without an answer";
+			return hung_up;
 		if (errno != EINTR && errno != EAGAIN)
 			return strerror(errno);
 	}
@@ -158,12 +163,31 @@ static int tell_news(const struct options *options, void (*on_queued)(const stru
 	return -1;
 }
 
-const char *ask(const struct options *options, struct packet *request, struct packet *answer, struct reply *reply,
-                void (*on_queued)(const struct options *, const struct reply *))
+// As connect_to_daemon, through a restart.
+static int connect_patiently(const struct options *options)
+{
+	int patience_ms = options->answer_timeout_ms < RESTART_MS ? options->answer_timeout_ms : RESTART_MS;
+	int64_t until_ms = 0;
+
+	for (;;) {
+		int fd = connect_to_daemon(options);
+
+		if (fd >= 0 || errno != ECONNREFUSED)
+			return fd;
+		if (!until_ms)
+			until_ms = now_ms() + patience_ms;
+		else if (now_ms() >= until_ms)
+			return -1;
+		poll(NULL, 0, RESTART_PAUSE_MS);
+	}
+}
+
+static const char *ask_once(const struct options *options, struct packet *request, struct packet *answer,
+                            struct reply *reply, void (*on_queued)(const struct options *, const struct reply *))
 {
 	int wait_ms = options->answer_timeout_ms;
 	const char *cause = NULL;
-	int fd = connect_to_daemon(options);
+	int fd = connect_patiently(options);
 
 	if (fd < 0)
 		return errno == EAGAIN ? "it did not accept the connection in time" : strerror(errno);
@@ -191,5 +215,18 @@ const char *ask(const struct options *options, struct packet *request, struct pa
 		news_came(answer);
 	}
 	close(fd);
+	return cause;
+}
+
+const char *ask(const struct options *options, struct packet *request, struct packet *answer, struct reply *reply,
+                void (*on_queued)(const struct options *, const struct reply *))
+{
+	const char *cause = ask_once(options, request, answer, reply, on_queued);
+
+	// Who was queued runs nowhere yet, so asking again starts nothing twice. Any other request may have been granted.
+	for (int restarts = 0; cause == hung_up && news.queued && restarts < MOST_RESTARTS; restarts++) {
+		news.queued = false;
+		cause = ask_once(options, request, answer, reply, on_queued);
+	}
 	return cause;
 }

@@ -59,7 +59,12 @@ class Adoption(Draining):
     async def adopt_session(self, *arguments: Any, **options: Any) -> Session:
         """Of a container that was a session before: its calls go on, too."""
         session = await super().adopt_session(*arguments, **options)
-        for call in self._take_over_calls(session):
+        ended = self._take_over_calls(session)
+        # It is the session that they were declared in; see Ledger.call.
+        session.created_at_ns = min(
+            (session.created_at_ns, *(call.declared_at_ns for call in session.calls.values()))
+        )
+        for call in ended:
             self._begin_end(call)
         return session
 

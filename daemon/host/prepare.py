@@ -79,7 +79,16 @@ def _favor_moves(mount: Cgroup2Mount) -> None:
 
 def limit_root(root: Cgroup, memory_capacity_bytes: int, config: Config) -> None:
     """What all sessions together may use: admission keeps to it, and so does the kernel."""
-    root.write_if_present(files.MEMORY_MAX, memory_capacity_bytes)
+    current = root.read(files.MEMORY_CURRENT) or 0
+    if current > memory_capacity_bytes:
+        # What an earlier daemon left must not be killed for a changed configuration.
+        log.warning(
+            "the sessions use %d MiB, more than the %d MiB of host.memory: the limit comes with a start at which they do not",
+            current >> 20,
+            memory_capacity_bytes >> 20,
+        )
+    else:
+        root.write_if_present(files.MEMORY_MAX, memory_capacity_bytes)
     # The sum of what is promised below, which an earlier daemon may have left.
     root.write_if_present(files.MEMORY_LOW, 0)
     root.write_if_present(files.PIDS_MAX, config.host.pids_max)

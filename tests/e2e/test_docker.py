@@ -207,8 +207,19 @@ def test_a_restarted_container_is_a_session_again_with_sockets_in_the_same_mount
 
 
 def test_a_restarted_daemon_finds_the_containers_that_run_and_their_mounts(container: Container) -> None:
+    session = await_session(container).name
+    tool = subprocess.Popen(["docker", "exec", container.name, "agentcg", "run", "--", "sleep", "600"])
+    with OperatorClient() as operator:
+        wait_until(lambda: operator.calls(session), 60, "the call")
+        (before,) = operator.calls(session)
     run("systemctl", "restart", UNIT)
     await_session(container)
+    with OperatorClient() as operator:
+        wait_until(lambda: operator.calls(session), 60, "the call, taken over")
+        (now,) = operator.calls(session)
+        assert (now.id, now.pid, now.cgroup) == (before.id, before.pid, before.cgroup)
+        assert operator.kill_call(now.id).verdict is Verdict.OPERATOR
+    tool.wait(60)
     wait_until(
         lambda: container.execute("agentcg", "run", "--", "true", status=None) == "", 30, "a call in it"
     )

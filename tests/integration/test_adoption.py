@@ -284,3 +284,19 @@ async def test_who_waits_in_the_queue_is_hung_up_on_without_a_refusal(daemon: Da
     line = await asyncio.wait_for(caller.process.stdout.readline(), DEADLINE_S)
     assert line.strip() == b"", "the connection ends without a last word: the launcher asks the next daemon"
     await caller.exit()
+
+
+async def test_calls_in_a_container_go_on_when_its_session_is_made_anew(daemon: Daemon) -> None:
+    async def adopt(at: Daemon) -> None:
+        await at.controller.adopt_session(
+            "box", BudgetRequest(), cgroup_path="/docker-1.scope", container_id="1"
+        )
+
+    await adopt(daemon)
+    call = await begun(daemon, "box", Intent(memory_bytes=100 * MIB))
+    async with next_daemon(daemon) as after:
+        assert after.controller.sessions() == [], "until Docker is asked"
+        await adopt(after)
+        assert after.controller.call("box", call.id).state is CallState.RUNNING
+        assert after.controller.session("box").memory_reserved_bytes == 100 * MIB
+        assert (await after.controller.finish("box", call.id, 0)).verdict is Verdict.OK

@@ -53,7 +53,10 @@ ROWS: Final = (
         "raise fs.inotify.max_user_instances and fs.inotify.max_user_watches",
     ),
     Row(
-        "xattr", Tier.CGROUP, "a restarted daemon cannot tell which call a cgroup was", _NEWER.format("5.7")
+        "xattr",
+        Tier.CGROUP,
+        "a restarted daemon does not know what it finds: sessions run on under their limits, unmanaged",
+        "give agentcgroupd CAP_SYS_ADMIN",
     ),
     Row("memory_peak", Tier.CGROUP, "reports have no peak memory", _NEWER.format("5.19")),
     Row(

@@ -21,6 +21,7 @@ from agentcgroup.cgroups.errors import CgroupBusy, CgroupError
 from agentcgroup.cgroups.files import InterfaceFile
 from agentcgroup.cgroups.values import CpuMax
 from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
+from agentcgroup.daemon.host.kept import write_record
 
 __all__ = ["CONTROLLERS", "TRIAL_PREFIX", "Found", "Trial", "nearest_cgroup", "try_cgroups"]
 
@@ -167,8 +168,8 @@ def _try_core(leaf: Cgroup, trial: Trial) -> None:
         "psi", pressure is not None, "memory.pressure can be read" if pressure else "no memory.pressure"
     )
     try:
-        leaf.directory.set_xattr("user.agentcgroup.trial", b"1")
-        trial.note("xattr", True, "user.* attributes can be set on cgroups")
+        write_record(leaf, b"{}")
+        trial.note("xattr", True, "records can be kept with cgroups")
     except CgroupError as error:
         trial.note("xattr", False, str(error))
 

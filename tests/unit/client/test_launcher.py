@@ -226,6 +226,34 @@ def test_a_daemon_that_says_nothing_is_waited_for_no_longer_than_told(door: Door
     assert "did not answer in time" in done.stderr
 
 
+def test_a_socket_that_nobody_listens_at_is_tried_again_until_the_next_daemon_does(
+    launcher: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    socket_path, elsewhere = tmp_path / "launch.sock", tmp_path / "new"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gone:
+        gone.bind(str(socket_path))
+    elsewhere.mkdir()
+    asking = subprocess.Popen(
+        [launcher, "run", "--", "echo", "ran"],
+        env=environment | {"AGENTCGROUP_SESSION_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with ScriptedDoor(elsewhere, [Reply(Status.GRANTED)]) as next_door:
+        (elsewhere / "launch.sock").rename(socket_path)
+        assert asking.communicate(timeout=60)[0] == "ran\n"
+    assert [heard.pid for heard in next_door.heard] == [asking.pid]
+
+
+def test_a_place_in_the_queue_that_went_with_its_daemon_is_asked_for_anew_a_few_times(
+    door: Door, run: RunLauncher
+) -> None:
+    with door([Reply(Status.QUEUED)]) as crashing:
+        done = run("--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (121, "")
+    assert len(crashing.heard) == 4
+
+
 def test_a_backlog_that_is_full_is_waited_for_no_longer_than_told(run: RunLauncher, tmp_path: Path) -> None:
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
@@ -405,7 +433,10 @@ def test_the_answer_is_one_json_line_when_asked_for(door: Door, run: RunLauncher
 def test_a_refusal_and_a_missing_daemon_are_json_too(door: Door, run: RunLauncher) -> None:
     with door([Reply(Status.REFUSED, message="full")]):
         refused = json.loads(run("--json", "--", "true").stderr)
-    closed, opened = (run("--json", "--if-unreachable", each, "--", "true") for each in ("refuse", "run"))
+    closed, opened = (
+        run("--json", "--answer-timeout", "100ms", "--if-unreachable", each, "--", "true")
+        for each in ("refuse", "run")
+    )
     assert (refused["decision"], refused["placed"], refused["exit_status"]) == ("refused", False, 120)
     assert (json.loads(closed.stderr)["decision"], json.loads(closed.stderr)["exit_status"]) == (
         "unreachable",
