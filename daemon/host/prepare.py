@@ -83,7 +83,7 @@ def limit_root(root: Cgroup, memory_capacity_bytes: int, config: Config) -> None
     if current > memory_capacity_bytes:
         # What an earlier daemon left must not be killed for a changed configuration.
         log.warning(
-            "the sessions use %d MiB, more than the %d MiB of host.memory: the limit comes with a start at which they do not",
+            "sessions use %d MiB, more than the %d MiB of host.memory: the limit comes with a start at which they use less",
             current >> 20,
             memory_capacity_bytes >> 20,
         )
