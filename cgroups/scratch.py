@@ -33,7 +33,7 @@ def why_unavailable(*controllers: str) -> str | None:
 
 
 @contextlib.contextmanager
-def scratch_cgroup(*controllers: str, deadline_s: float = 5.0) -> Iterator[Cgroup]:
+def scratch_cgroup(*controllers: str, deadline_s: float = 30.0) -> Iterator[Cgroup]:
     """A new cgroup whose children have those of ``controllers`` that the host offers.
 
     Killed and removed at the end.

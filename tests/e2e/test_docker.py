@@ -91,32 +91,37 @@ def await_session(container: Container) -> Session:
     """The session, with its sockets shown in the container."""
     wait_until(lambda: session_of(container) is not None, 60, f"session of {container.name}")
     wait_until(
-        lambda: (CONTAINERS / container.name / "launch.sock").is_socket(), 30, "the socket in the mount"
+        lambda: (CONTAINERS / container.name / "launch.sock").is_socket(), 60, "the socket in the mount"
     )
     session = session_of(container)
     assert session is not None
     return session
 
 
+def history(session: str) -> list[HistoryEntry]:
+    """Its calls that have ended, the newest first."""
+    with OperatorClient() as operator:
+        return list(operator.history(session))
+
+
 def await_history(session: str, count: int = 1) -> list[HistoryEntry]:
-    found: list[HistoryEntry] = []
+    wait_until(lambda: len(history(session)) >= count, 60, f"{count} calls in the history of {session}")
+    return history(session)
 
-    def is_there() -> bool:
-        with OperatorClient() as operator:
-            found[:] = list(operator.history(session))
-        return len(found) >= count
 
-    wait_until(is_there, 30, f"{count} calls in the history of {session}")
-    return found
+@pytest.fixture(scope="module")
+def made(image: str) -> Iterator[Container]:
+    """One for all: making it and taking it away takes longer than most tests."""
+    container = Container(image, "--memory", "160m", "--memory-swap", "160m")
+    yield container
+    container.remove()
+    wait_until(lambda: session_of(container) is None, 60, "the end of the session")
 
 
 @pytest.fixture
-def container(image: str) -> Iterator[Container]:
-    container = Container(image, "--memory", "160m", "--memory-swap", "160m")
-    await_session(container)
-    yield container
-    container.remove()
-    wait_until(lambda: session_of(container) is None, 30, "the end of the session")
+def container(made: Container) -> Container:
+    await_session(made)
+    return made
 
 
 def test_a_labelled_container_is_a_session_on_its_own_cgroup_with_the_limits_of_docker_run(
@@ -132,18 +137,20 @@ def test_a_labelled_container_is_a_session_on_its_own_cgroup_with_the_limits_of_
 
 
 def test_docker_exec_through_the_launcher_is_a_call_in_the_container_s_session(container: Container) -> None:
+    before = len(history(container.name))
     said = container.execute("agentcg", "run", "--memory", "16M", "--", "cat", "/proc/self/cgroup")
     assert said.startswith("0::/calls/c-")
-    (entry,) = await_history(container.name)
+    entry = await_history(container.name, before + 1)[0]
     assert entry.report.verdict is Verdict.OK
     assert f"0::/calls/{entry.report.call_id}" == said
 
 
 def test_a_call_over_its_maximum_dies_alone_in_the_container(container: Container) -> None:
+    before = len(history(container.name))
     container.execute(
         "agentcg", "run", "--memory", "8M", "--memory-max", "16M", "--", "tail", "/dev/zero", status=137
     )
-    (entry,) = await_history(container.name)
+    entry = await_history(container.name, before + 1)[0]
     assert entry.report.verdict is Verdict.MEMORY_LIMIT_CALL
     assert container.execute("cat", "/proc/1/comm") == "sleep"
     assert run(
@@ -159,10 +166,10 @@ def test_a_container_sees_its_own_session_and_no_other(image: str, container: Co
         "agent.sock",
         "launch.sock",
     ]
+    before = history(container.name)
     other.execute("agentcg", "run", "--", "true")
     await_history(other.name)
-    with OperatorClient() as operator:
-        assert list(operator.history(container.name)) == []
+    assert history(container.name) == before
     other.remove()
 
 
@@ -202,7 +209,7 @@ def test_a_restarted_container_is_a_session_again_with_sockets_in_the_same_mount
         60, "a new session of the restarted container",
     )  # fmt: skip
     wait_until(
-        lambda: container.execute("agentcg", "run", "--", "true", status=None) == "", 30, "a call in it"
+        lambda: container.execute("agentcg", "run", "--", "true", status=None) == "", 60, "a call in it"
     )
 
 
@@ -221,7 +228,7 @@ def test_a_restarted_daemon_finds_the_containers_that_run_and_their_mounts(conta
         assert operator.kill_call(now.id).verdict is Verdict.OPERATOR
     tool.wait(60)
     wait_until(
-        lambda: container.execute("agentcg", "run", "--", "true", status=None) == "", 30, "a call in it"
+        lambda: container.execute("agentcg", "run", "--", "true", status=None) == "", 60, "a call in it"
     )
     assert container.execute("cat", "/proc/1/cgroup") == "0::/agent"
 
@@ -246,7 +253,7 @@ def test_a_wrong_label_leaves_the_container_alone_and_is_explained_in_the_log(im
             container.id[:12] in text and "did you mean agentcgroup.memory?" in text for text in messages
         )
 
-    wait_until(is_explained, 30, "the explanation in the log")
+    wait_until(is_explained, 60, "the explanation in the log")
     assert session_of(container) is None
     assert "scope/agent" not in container.execute("cat", "/proc/1/cgroup")
     container.remove()

@@ -90,7 +90,7 @@ def alive() -> Iterator[Alive]:
     launch = [str(LAUNCHER), "run", "--session-dir", session.socket_dir, "--memory", "32M", "--pids", "10"]
     call = subprocess.Popen([*launch, "--", "sleep", "600"])
     cgroup = ROOT / SESSION
-    wait_until(lambda: any((cgroup / "calls").glob("c-*/cgroup.procs")), 30)
+    wait_until(lambda: any((cgroup / "calls").glob("c-*/cgroup.procs")), 60)
     yield Alive(agent, call, cgroup)
     with OperatorClient() as operator:
         operator.remove_session(SESSION)
@@ -191,7 +191,7 @@ def test_systemctl_reload_reads_the_configuration_anew_and_costs_no_call(alive: 
 def test_a_crash_and_a_restart_cost_no_session_its_life_its_limits_or_its_daemon(alive: Alive) -> None:
     before, first = alive.limits(), int(shown("MainPID"))
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: int(shown("MainPID")) not in (0, first), 60)
+    wait_until(lambda: int(shown("MainPID")) not in (0, first), 120)
     await_daemon()
     systemctl("restart", UNIT)
     alive.assert_alive()
@@ -222,7 +222,7 @@ def test_a_daemon_that_hangs_is_noticed_by_the_watchdog_and_replaced(tmp_path: P
         await_daemon()
         hung = int(shown("MainPID"))
         os.kill(hung, signal.SIGSTOP)
-        wait_until(lambda: int(shown("MainPID")) not in (0, hung), 60)
+        wait_until(lambda: int(shown("MainPID")) not in (0, hung), 120)
         await_daemon()
     finally:
         drop_in.unlink()

@@ -22,7 +22,7 @@ MOST_FURTHER_DECLARATIONS: Final = 2
 # What each tool needs, and what the agent believes that it needs: from four tenths to nine tenths of it.
 NEEDS_MIB: Final = tuple(30 + 2 * each for each in range(20))
 BELIEVED_TENTHS: Final = (4, 5, 6, 7, 8, 9)
-ANSWER_DEADLINE_S: Final = 30.0
+ANSWER_DEADLINE_S: Final = 100.0
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ TOUCH = "import sys; b=bytearray(int(sys.argv[1])<<20)\nfor i in range(0,len(b),
 
 @pytest.fixture
 def memory_cgroup() -> Iterator[Cgroup]:
-    with scratch_cgroup("memory") as root, root.create_child("limited") as limited:
+    with scratch_cgroup("memory", deadline_s=60) as root, root.create_child("limited") as limited:
         limited.write(files.MEMORY_SWAP_MAX, 0)
         yield limited
 
@@ -99,7 +99,7 @@ def test_time_in_memory_high_throttling_is_added_up(
     calm = lifecycle.read_account(memory_cgroup.id)
     assert calm is not None and (calm.throttles, calm.throttled_ns) == (0, 0)
     memory_cgroup.write(files.MEMORY_HIGH, 16 * MIB)
-    run_in(memory_cgroup, TOUCH, "24")
+    run_in(memory_cgroup, TOUCH, "14")
     drained(lifecycle)
     books = lifecycle.close_account(memory_cgroup.id)
     throttles = [record.duration_ns for record in records if isinstance(record, Throttle)]

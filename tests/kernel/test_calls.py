@@ -110,7 +110,7 @@ def test_the_limits_of_the_answer_stand_in_the_kernels_files(
         assert leaf.read(files.MEMORY_MIN) == 100 * MIB
     assert not call.limits.not_enforced
     operator.kill_session(session)
-    process.wait(30)
+    process.wait(60)
 
 
 def test_a_call_over_its_maximum_dies_alone_and_is_told_why(
@@ -131,7 +131,7 @@ def test_a_call_over_its_maximum_dies_alone_and_is_told_why(
     assert agent.poll() is None, "the agent runtime outlives its tools"
     assert sibling.poll() is None and operator.call(sibling_id).state is CallState.RUNNING
     operator.kill_session(session)
-    sibling.wait(30)
+    sibling.wait(60)
 
 
 def test_the_whole_tree_of_an_oom_killed_call_goes(daemon: RunningDaemon, session: str, ear: Ear) -> None:
@@ -140,7 +140,7 @@ def test_the_whole_tree_of_an_oom_killed_call_goes(daemon: RunningDaemon, sessio
     (report,) = ended(ear)
     assert report.verdict is Verdict.MEMORY_LIMIT_CALL
     assert report.usage.oom_kill_events is not None and report.usage.oom_kill_events >= 2
-    assert daemon.call_cgroups() == []
+    wait_until(lambda: daemon.call_cgroups() == [], what="their cgroups being gone")
 
 
 def test_twenty_eight_calls_over_their_limits_at_once_do_not_harm_the_agent(
@@ -153,19 +153,26 @@ def test_twenty_eight_calls_over_their_limits_at_once_do_not_harm_the_agent(
     reports = ended(ear, 28)
     assert {report.verdict for report in reports} == {Verdict.MEMORY_LIMIT_CALL}
     assert agent.poll() is None
-    assert daemon.call_cgroups() == []
+    wait_until(lambda: daemon.call_cgroups() == [], what="their cgroups being gone")
 
 
 def test_when_the_calls_together_fill_the_session_a_call_goes_and_never_the_agent(
-    daemon: RunningDaemon, session: str, agent: "subprocess.Popen[bytes]", ear: Ear
+    daemon: RunningDaemon, operator: OperatorClient, session: str, agent: "subprocess.Popen[bytes]", ear: Ear
 ) -> None:
-    victims = [python(daemon, session, GROW, options=("--memory", "50M")) for _ in range(2)]
-    for victim in victims:
-        assert victim.wait(120) == -signal.SIGKILL
-    reports = ended(ear, 2)
-    # Both have 700 MiB as their own limit, which is also that of all calls together.
-    assert Verdict.MEMORY_LIMIT_SESSION in {report.verdict for report in reports}
-    assert agent.poll() is None
+    other = python(daemon, session, HOG, "100", "3600", options=("--memory", "120M"))
+    wait_until(lambda: operator.calls(session), what="the other call")
+    (call,) = operator.calls(session)
+    wait_until(
+        lambda: (operator.call(call.id).usage.memory_current_bytes or 0) > 100 * MIB, what="its memory"
+    )
+    victim = python(daemon, session, GROW, options=("--memory", "50M"))
+    assert victim.wait(120) == -signal.SIGKILL
+    # It has 700 MiB as its own limit, which is also that of all calls together.
+    (report,) = ended(ear)
+    assert report.verdict is Verdict.MEMORY_LIMIT_SESSION
+    assert agent.poll() is None and other.poll() is None
+    operator.kill_session(session)
+    other.wait(60)
 
 
 def test_a_fork_without_end_is_bounded_and_reported(daemon: RunningDaemon, session: str, ear: Ear) -> None:
@@ -183,7 +190,8 @@ def test_a_cpu_cap_holds(daemon: RunningDaemon, session: str, ear: Ear) -> None:
     process.wait(60)
     (report,) = ended(ear)
     assert report.usage.cpu_usage_us is not None
-    assert report.usage.cpu_usage_us / 1000 < 0.3 * report.duration_ms
+    # Without the cap it would be all of it. The pause of an emulator counts as used by whom it comes upon.
+    assert report.usage.cpu_usage_us / 1000 < 0.5 * report.duration_ms
     assert report.usage.cpu_throttled_us
 
 
@@ -227,7 +235,7 @@ def test_a_running_call_is_given_more_and_never_less_than_it_uses(
     with Cgroup.open(daemon.root / session / "calls" / call.id) as cgroup:
         assert cgroup.read(files.MEMORY_MAX) == 300 * MIB
     operator.kill_session(session)
-    process.wait(30)
+    process.wait(60)
 
 
 def test_an_oom_of_a_nested_call_leaves_the_outer_one(daemon: RunningDaemon, session: str, ear: Ear) -> None:
@@ -256,7 +264,7 @@ def test_a_frozen_call_stands_still(daemon: RunningDaemon, operator: OperatorCli
         after = operator.call(call.id).usage.cpu_usage_us
         assert before == after
     operator.kill_session(session)
-    process.wait(30)
+    process.wait(60)
 
 
 def test_a_tool_is_the_oom_killers_first_choice(daemon: RunningDaemon, session: str) -> None:

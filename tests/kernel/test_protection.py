@@ -119,7 +119,7 @@ def test_a_low_call_stands_still_while_the_high_one_takes_what_it_declared(
     low = Tool(daemon, "low", "50M", 40, 200)
     low.has(40)
     low.go()
-    wait_until(lambda: heard(ear, FeedbackKind.FROZEN), what="the freeze")
+    wait_until(lambda: heard(ear, FeedbackKind.FROZEN), deadline_s=60, what="the freeze")
     assert "a session of higher priority" in heard(ear, FeedbackKind.FROZEN)[0]
     high.go()
     high.has(200)
@@ -127,7 +127,7 @@ def test_a_low_call_stands_still_while_the_high_one_takes_what_it_declared(
     # There is room again: it thaws by itself and comes to its end.
     low.has(240)
     assert low.end() == 0
-    assert heard(ear, FeedbackKind.THAWED)
+    wait_until(lambda: heard(ear, FeedbackKind.THAWED), what="being told of the thaw")
     wait_until(lambda: reports(ear), what="the report")
     assert reports(ear)[0].verdict is Verdict.OK and oom_kills(daemon) == kills
 
@@ -181,7 +181,8 @@ def test_a_waiting_agent_gives_back_its_file_cache(
         assert runtime.stdout.readline() == "read\n"
         with Cgroup.open(daemon.root / "low" / "agent") as leaf:
             before = leaf.read(files.MEMORY_STAT)
-            assert before is not None and before.file is not None and before.file > 50 * MIB
+            # A slow machine may have seen the first bite by now.
+            assert before is not None and before.file is not None and before.file > 44 * MIB
             short = Tool(daemon, "low", "20M", 1)
             short.has(1)
             assert short.end() == 0
@@ -191,7 +192,7 @@ def test_a_waiting_agent_gives_back_its_file_cache(
                 assert stat is not None and stat.file is not None
                 return stat.file
 
-            wait_until(lambda: cache() < 40 * MIB, deadline_s=40, what="the reclaim")
+            wait_until(lambda: cache() < 40 * MIB, deadline_s=90, what="the reclaim")
             assert leaf.read(files.MEMORY_HIGH) == MAX
         assert runtime.poll() is None
     finally:

@@ -32,7 +32,7 @@ SESSIONS = {
 
 @pytest.fixture
 def ground() -> Iterator[Path]:
-    with scratch_cgroup("cpu", deadline_s=30) as cgroup:
+    with scratch_cgroup("cpu", deadline_s=60) as cgroup:
         yield Path(cgroup.path)
 
 

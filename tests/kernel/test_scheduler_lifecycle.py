@@ -23,7 +23,7 @@ AN_HOUR_NS = 3_600_000_000_000
 
 @pytest.fixture
 def ground() -> Iterator[Path]:
-    with scratch_cgroup("cpu", deadline_s=30) as cgroup:
+    with scratch_cgroup("cpu", deadline_s=60) as cgroup:
         yield Path(cgroup.path)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agentcgroup.client import Client, Verdict
+from agentcgroup.client import Client, Report, Verdict
 from tests.ear import Ear
 from tests.running import running_daemon, wait_until
 
@@ -40,7 +40,12 @@ def test_limits_are_written_before_anybody_comes(tmp_path: Path) -> None:
             assert second.split() == ["67108864", "0", "1", "9", "50000", "100000", "300", "500"]
             killed, _, _ = run(GROW)
             assert killed in (-9, 137)
-            reports = [message.report for message in ear.heard if message.report is not None]
+
+            def reports_heard() -> list[Report]:
+                return [message.report for message in ear.heard if message.report is not None]
+
+            wait_until(lambda: len(reports_heard()) == 3, what="all reports")
+            reports = reports_heard()
             assert {reports[1].call_id} == ready
             assert reports[2].verdict is Verdict.MEMORY_LIMIT_CALL
             # The kernel's events were listening before the process came.
