@@ -83,7 +83,7 @@ class Running:
     def stop(self) -> None:
         self.do(self.daemon.stop())
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self.loop.close()
 
     def channel(self, path: str) -> Any:
@@ -95,7 +95,7 @@ class Running:
         assert self.daemon.controller.counters.internal_errors == 0
         self.do(self.refill())
         with self.channel("sessions/witness/agent.sock") as channel:
-            limits = channel.unary_unary("/agentcgroup.v1.AgentService/GetLimits")(b"", timeout=10)
+            limits = channel.unary_unary("/agentcgroup.v1.AgentService/GetLimits")(b"", timeout=60)
         assert agent_pb2.GetLimitsResponse.FromString(limits).session == "witness"
 
 
@@ -177,11 +177,11 @@ def call(running: Running, method: MethodDescriptor, path: str, request: bytes) 
     with running.channel(path) as channel:
         try:
             if method.server_streaming:
-                stream = channel.unary_stream(full)(request, timeout=10)
+                stream = channel.unary_stream(full)(request, timeout=60)
                 next(stream)
                 stream.cancel()
             else:
-                channel.unary_unary(full)(request, timeout=10)
+                channel.unary_unary(full)(request, timeout=60)
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
             code: grpc.StatusCode = error.code()
@@ -283,7 +283,7 @@ def test_any_packet_with_any_descriptors_is_answered_or_hung_up_on(running: Runn
         def check(packet: bytes, descriptors_sent: int, listens: bool) -> None:
             fds = array.array("i", [null] * descriptors_sent)
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-                connection.settimeout(10)
+                connection.settimeout(60)
                 connection.connect(str(running.run_dir / "sessions/fuzzed/launch.sock"))
                 connection.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else [])
                 if not listens:

@@ -159,7 +159,7 @@ async def test_a_run_dir_with_spaces_and_signs_works(run_dir: Path) -> None:
         assert (strange / "sessions" / "web" / "agent.sock").is_socket()
         channel = grpc.aio.insecure_channel(sockets.address(strange / "operator.sock"))
         async with channel:
-            await asyncio.wait_for(channel.channel_ready(), 10)
+            await asyncio.wait_for(channel.channel_ready(), 60)
     finally:
         await daemon.stop()
 

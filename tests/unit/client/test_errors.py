@@ -161,12 +161,12 @@ def test_a_daemon_that_comes_back_is_found_again(agent_daemon: ScriptedDaemon) -
             client.limits()
         with ScriptedDaemon(agent_daemon.socket, AGENT_SERVICE) as again:
             again.answers["GetLimits"] = agent_pb2.GetLimitsResponse(session="second")
-            for _ in range(50):
+            for _ in range(300):
                 try:
                     assert client.limits().session == "second"
                     return
                 except Unreachable:
-                    # gRPC pauses between attempts; with our options for a second at most, in all less than the 50.
+                    # gRPC pauses between attempts; with our options for a second at most, in all less than the 300.
                     again.cancelled.wait(0.1)
     pytest.fail("the client did not find the daemon that came back")
 

@@ -388,7 +388,7 @@ def test_a_signal_reaches_the_tool_and_its_end_is_the_launchers(
         with process, process.stdout:
             assert process.stdout.readline() == b"ready\n"
             process.terminate()
-            assert process.wait(10) == -signal.SIGTERM
+            assert process.wait(60) == -signal.SIGTERM
 
 
 def test_a_reader_of_stderr_that_went_away_does_not_cost_the_tool(

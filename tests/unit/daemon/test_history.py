@@ -63,7 +63,7 @@ def ids(entries: list[HistoryEntry]) -> list[str]:
     return [item.report.call_id for item in entries]
 
 
-def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 10.0) -> None:
+def wait_until(holds: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"

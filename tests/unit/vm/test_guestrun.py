@@ -86,7 +86,7 @@ def test_a_command_that_lasts_too_long_is_asked_to_stop(
     status = play(
         "hear(); say('STARTED', b'9.5'); assert hear().kind.name == 'STOP'; say('STDOUT', b'saved');"
         "say('ENDED', b'143'); wait()",
-        timeout_s=2.0,
+        timeout_s=3.0,
     )
     assert status == ExitStatus.TIMEOUT
     assert capfd.readouterr().out == "saved"
@@ -96,12 +96,12 @@ def test_a_guest_that_hangs_is_killed(
     play: Play, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vm.guestrun.STOP_GRACE_S", 0.2)
-    assert play("hear(); say('STARTED', b'9.5'); wait()", timeout_s=2.0) == ExitStatus.TIMEOUT
+    assert play("hear(); say('STARTED', b'9.5'); wait()", timeout_s=3.0) == ExitStatus.TIMEOUT
     assert "while its command ran" in capfd.readouterr().err
 
 
 def test_a_guest_that_never_comes_up_is_killed(play: Play, capfd: pytest.CaptureFixture[str]) -> None:
-    assert play("console.sendall(b'stuck here'); wait()", timeout_s=1.0) == ExitStatus.TIMEOUT
+    assert play("console.sendall(b'stuck here'); wait()", timeout_s=3.0) == ExitStatus.TIMEOUT
     said = capfd.readouterr().err
     assert "before its command had started" in said
     assert "stuck here" in said

@@ -67,7 +67,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def becomes(heard: asyncio.Queue[SchedulerStatus], state: SchedulerState) -> SchedulerStatus:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (status := await heard.get()).state is not state:
             pass
         return status

@@ -15,7 +15,7 @@ from agentcgroup.daemon.host.systemd import Notifier, ready, watchdog_interval_s
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(5)
+        listener.settimeout(60)
         yield listener
 
 
