@@ -14,8 +14,13 @@ TOUCH: Final = (
     "import sys; b=bytearray(int(sys.argv[1])<<20)\nfor i in range(0,len(b),4096): b[i]=1\n"
     "print('touched', flush=True); sys.stdin.read()"
 )
-# Touches so many MiB and gives them back, over and over, until it is killed.
-CHURN: Final = "import sys\nwhile True:\n b=bytearray(int(sys.argv[1])<<20)\n for i in range(0,len(b),4096): b[i]=1\n del b"
+# Touches so many MiB and gives them back, over and over, until it is killed; mapped, as the allocator would keep them.
+CHURN: Final = (
+    "import mmap, sys\nsize=int(sys.argv[1])<<20\nwhile True:\n"
+    " b=mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE|mmap.MAP_ANONYMOUS)\n"
+    " for i in range(0,size,4096): b[i]=1\n"
+    " b.close()"
+)
 
 
 def _start(cgroup: Cgroup, code: str, mib: int) -> "subprocess.Popen[bytes]":
