@@ -13,7 +13,7 @@ pressure and races, on a machine that is shared and, for the guest, emulated: it
 its processors do not run. A second run tells the test's fault from the machine's. It is no carpet: a test that fails
 twice has failed; one that passes only then is named in the summary, which is kept in build/test/summary.txt, and wants
 mending; more than three of them in a stage are a failure, and more than ten failures are not run again. Likewise a guest
-that is lost before pytest began is booted once more, and the summary says so. One that is lost later is not: that may
+that does not get as far as pytest is booted once more, and the summary says so. One that is lost later is not: that may
 be our programs' doing. With arguments for pytest nothing is run again.
 """
 
@@ -51,8 +51,8 @@ _SHARE: Final = "agentcgroup"
 _FIGURES: Final = "figures.json"
 
 
-# How vm/run ends when the guest is at fault.
-LOST: Final = (ExitStatus.PANIC, ExitStatus.GUEST_LOST, ExitStatus.TIMEOUT)
+# How vm/run ends when it did not come to the command's end: a guest that is lost, a mirror that did not answer.
+NO_END: Final = (ExitStatus.PANIC, ExitStatus.GUEST_LOST, ExitStatus.TIMEOUT, ExitStatus.SETUP_FAILED)
 # Written in the guest when pytest is about to start.
 _BEGAN: Final = "began"
 # A test there takes up to a minute; the bound of pyproject.toml is for this machine.
@@ -144,10 +144,12 @@ def _pytest_in_guest(kernel: str, out: Path, arguments: Sequence[str]) -> Result
     while True:
         shutil.rmtree(out, ignore_errors=True)
         status = _boot(kernel, out, arguments)
-        is_lost = status in LOST and not (out / _BEGAN).exists()
+        is_lost = status in NO_END and not (out / _BEGAN).exists()
         if not is_lost or notes:
             break
-        notes.append(f"the guest was lost before pytest began (status {status}) and booted again")
+        notes.append(
+            f"the guest did not get as far as pytest (vm/run ended with {status}) and was booted again"
+        )
         print(f"== {notes[0]}", flush=True)
     found = results.read(out / "junit.xml", status, ROOT, skips_fail=True)
     found.notes += notes
