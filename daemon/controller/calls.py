@@ -81,7 +81,7 @@ class Calls(Queueing):
         because = grounds.of_ruling(intent, ruling.limits, *views) | grounds.of_learned(learned)
         if ruling.limits is None and not ruling.could_wait:
             answer = refusal(ruling, learned)
-            self._say_refused(session, answer, because)
+            self._say_refused(session, intent, answer, because)
             return answer
         call = ToolCall(
             id=self._ledger.new_call_id(),
@@ -210,26 +210,9 @@ class Calls(Queueing):
         intent = dataclasses.replace(
             intent, on_exceed=call.intent.on_exceed, throttle_limit_ms=call.intent.throttle_limit_ms
         )
-        owner = self._ledger.session(call.session)
-        parent = self._ledger.call(call.session, call.parent_id) if call.parent_id else None
-        # What the call itself has reserved is free for it.
-        own = call.limits.memory_bytes
-        session_view, host_view, parent_view = (
-            self._session_view(owner),
-            self._host_view(),
-            self._parent_view(parent),
+        session_view, host_view, parent_view = resize.without(
+            call.limits.memory_bytes, *self._beside_the_queue(call)
         )
-        if parent_view is not None:
-            parent_view = dataclasses.replace(
-                parent_view, memory_reserved_bytes=parent_view.memory_reserved_bytes - own
-            )
-        else:
-            session_view = dataclasses.replace(
-                session_view, memory_reserved_bytes=session_view.memory_reserved_bytes - own
-            )
-            host_view = dataclasses.replace(
-                host_view, memory_reserved_bytes=host_view.memory_reserved_bytes - own
-            )
         ruling = resize.resize(
             intent, call.limits, self.call_usage(call), session_view, host_view, parent_view, self._defaults
         )

@@ -162,6 +162,21 @@ class Core:
             limits.pids_max,
         )
 
+    def _views(self, call: ToolCall) -> tuple[SessionView, HostView, ParentView | None]:
+        parent = self._ledger.call(call.session, call.parent_id) if call.parent_id else None
+        return (
+            self._session_view(self._ledger.session(call.session)),
+            self._host_view(),
+            self._parent_view(parent),
+        )
+
+    def _beside_the_queue(self, call: ToolCall) -> tuple[SessionView, HostView, ParentView | None]:
+        """What there is for `call` to grow: what the queue keeps for those who have waited long is taken."""
+        return self._views(call)
+
+    def _has_grown(self, call: ToolCall) -> None:
+        """`call` has reserved more than before."""
+
     def _promised(self, session: Session) -> None:
         """What `session` was promised, or its priority, is another now: the kernel's guard goes by it."""
         promised_bytes = session.budget.agent_memory_bytes + session.memory_reserved_bytes

@@ -113,9 +113,12 @@ class Endings(Learning):
                 elapsed_ms = (self._clock.now_ns() - call.started_at_ns) / 1e6
                 left_ms = max(0.0, limits.deadline_ms - elapsed_ms)
                 self._arm(DEADLINE_TIMER, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
+        grows = limits.memory_bytes > call.limits.memory_bytes
         self._ledger.relimit(call, limits)
         if call.started_at_ns is not None:
             self._remember_call(call)
+        if grows:
+            self._has_grown(call)
 
     # ---- the end itself
 

@@ -25,7 +25,6 @@ from agentcgroup.daemon.model import (
     Usage,
 )
 from agentcgroup.daemon.policy import admission, ladder, ladder_words
-from agentcgroup.daemon.policy.admission import HostView, ParentView, SessionView
 from agentcgroup.daemon.policy.ladder import IDLE_LOOK_MS, LOOK_MS, Act, Rules, Seen, Stand, Step
 
 log = logging.getLogger("agentcgroup.controller")
@@ -164,17 +163,9 @@ class Ladders(Endings):
             freeze_limit_ms=defaults.freeze_limit,
         )
 
-    def _views(self, call: ToolCall) -> tuple[SessionView, HostView, ParentView | None]:
-        parent = self._ledger.call(call.session, call.parent_id) if call.parent_id else None
-        return (
-            self._session_view(self._ledger.session(call.session)),
-            self._host_view(),
-            self._parent_view(parent),
-        )
-
     def _room(self, call: ToolCall) -> tuple[int, int]:
         """What more could be reserved for the call, and what others around it have reserved."""
-        views = self._views(call)
+        views = self._beside_the_queue(call)
         session, host, parent = views
         own = call.limits.memory_bytes
         if parent is not None:
@@ -231,7 +222,8 @@ class Ladders(Endings):
             growth_bytes_per_s=stand.growth_bytes_per_s,
             time_to_limit_ms=left_ms,
             deadline_in_ms=deadline_in_ms,
-            grantable_bytes=limits.memory_bytes + admission.memory_available_bytes(*self._views(call)),
+            grantable_bytes=limits.memory_bytes
+            + admission.memory_available_bytes(*self._beside_the_queue(call)),
             reason=act.reason,
         )
         words = ladder_words.word(act.action, at)

@@ -38,6 +38,8 @@ from agentcgroup.proto.quantity import format_duration
 
 QUEUE_TIMER: Final = "queue"
 LOOK_TIMER: Final = "look"
+# How much of a command stands in the log of decisions.
+MOST_OF_COMMAND: Final = 120
 # In a longer queue a newcomer's wait is estimated at the next look, not at once.
 LONG_QUEUE: Final = 16
 
@@ -94,12 +96,20 @@ class Queueing(Waits):
             return self._stand(wait, views)
         del self._waits[call.id]
         self._ledger.withdraw(call)
-        self._say_refused(call.session, refused, grounds.of_ruling(call.intent, None, *views))
+        self._say_refused(call.session, call.intent, refused, grounds.of_ruling(call.intent, None, *views))
         return refused
 
-    def _say_refused(self, session: str, answer: Answer, because: Grounds) -> None:
+    def _say_refused(self, session: str, intent: Intent, answer: Answer, because: Grounds) -> None:
+        """No call, and so no entry of the history: the log of decisions tells of it."""
         self.counters.answer(answer.decision, answer.reason)
-        self._decided(Action.REFUSED, session, answer.message, because=because)
+        self._decided(
+            Action.REFUSED,
+            session,
+            answer.message,
+            because=because,
+            refused_for=answer.reason,
+            command=" ".join(intent.command)[:MOST_OF_COMMAND] or None,
+        )
         self._say(FeedbackKind.REFUSED, session, answer.message, advice=answer.suggestion, answer=answer)
 
     def _stand(self, wait: Wait, views: Views) -> Answer:
@@ -228,6 +238,27 @@ class Queueing(Waits):
             wait.passed,
             self._expected_ms(call, wait.learned),
         )
+
+    def _beside_the_queue(self, call: ToolCall) -> Views:
+        session, host, parent = self._views(call)
+        if not self._waits:
+            return session, host, parent
+        claimed = queue.claims(self._waiting_view())
+        if parent is not None:
+            (key,) = levels_of(call)
+            taken = parent.memory_reserved_bytes + claimed[key]
+            return session, host, dataclasses.replace(parent, memory_reserved_bytes=taken)
+        here, there = (claimed[key] for key in levels_of(call))
+        return (
+            dataclasses.replace(session, memory_reserved_bytes=session.memory_reserved_bytes + here),
+            dataclasses.replace(host, memory_reserved_bytes=host.memory_reserved_bytes + there),
+            None,
+        )
+
+    def _has_grown(self, call: ToolCall) -> None:
+        if self._waits:
+            for each in queue.passed_by(self._waiting_view(), levels_of(call)):
+                self._waits[each.id].passed += 1
 
     def _estimate(self, newcomer: Wait | None) -> None:
         """Estimates the waits, at most once a second, and for the newcomer of a short queue at once."""

@@ -10,7 +10,7 @@ does not need. So every call starts after a bounded number of others, as long as
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -171,6 +171,24 @@ def hopeless(view: View) -> list[Waiter]:
         each
         for each in view.waiting
         if any(each.memory_bytes > view.levels[key].total_bytes for key in each.levels)
+    ]
+
+
+def claims(view: View) -> Counter[str]:
+    """What is kept at each level for calls that were passed too often: nobody else may take it, nor grow into it."""
+    claimed: Counter[str] = Counter()
+    for each in view.waiting:
+        if is_overdue(each) and view.sessions[each.session].is_open:
+            claimed.update(dict.fromkeys(each.levels, each.memory_bytes))
+    return claimed
+
+
+def passed_by(view: View, levels: Collection[str]) -> list[Waiter]:
+    """Those who do not fit at one of `levels`, where a running call has just grown: it has passed them."""
+    return [
+        each
+        for each in view.waiting
+        if any(view.levels[key].free_bytes < each.memory_bytes for key in each.levels if key in levels)
     ]
 
 

@@ -15,6 +15,7 @@ from agentcgroup.daemon.policy.admission import (
     Ruling,
     SessionView,
     admit,
+    nested_memory_bytes,
 )
 from agentcgroup.proto.quantity import format_size
 
@@ -49,9 +50,10 @@ def resize(
         pids_max=intent.pids_max or limits.pids_max,
         deadline_ms=intent.deadline_ms or limits.deadline_ms,
     )  # fmt: skip
-    # The call is live already: it counts against no bound on the number of calls.
-    room = dataclasses.replace(session, calls_live=0)
-    ruling = admit(asked, room, dataclasses.replace(host, calls_live=0), parent, defaults)
+    # The call is live already: it counts against no bound on the number of calls, and a drain lets it go on.
+    here = dataclasses.replace(session, calls_live=0)
+    there = dataclasses.replace(host, calls_live=0, is_draining=False)
+    ruling = admit(asked, here, there, parent, defaults)
     if ruling.limits is None:
         return ruling
     new_max, current = ruling.limits.memory_max_bytes, usage.memory_current_bytes
@@ -63,6 +65,26 @@ def resize(
         )
     kept = dataclasses.replace(ruling.limits, swap_max_bytes=limits.swap_max_bytes)
     return dataclasses.replace(ruling, limits=kept)
+
+
+def without(
+    own_bytes: int, session: SessionView, host: HostView, parent: ParentView | None
+) -> tuple[SessionView, HostView, ParentView | None]:
+    """The views for `resize` of a call that has `own_bytes` reserved: at least that is free for it.
+
+    Also where more is promised than there is, because some of it is lent or kept for others: to shrink must be possible.
+    """
+    if parent is not None:
+        total = nested_memory_bytes(parent.memory_max_bytes, session.budget)
+        others = min(parent.memory_reserved_bytes, total) - own_bytes
+        return session, host, dataclasses.replace(parent, memory_reserved_bytes=others)
+    here = min(session.memory_reserved_bytes, session.budget.calls_memory_bytes) - own_bytes
+    there = min(host.memory_reserved_bytes, host.memory_capacity_bytes) - own_bytes
+    return (
+        dataclasses.replace(session, memory_reserved_bytes=here),
+        dataclasses.replace(host, memory_reserved_bytes=there),
+        None,
+    )
 
 
 def decide_budget(request: BudgetRequest, base: Budget, host: HostView) -> Budget:

@@ -44,7 +44,7 @@ async def test_a_call_leaves_its_decisions_with_the_numbers_they_were_made_from(
 
 async def test_refusals_and_sessions_are_written_down_too(daemon: Daemon) -> None:
     await daemon.open("web", memory=GIB)
-    intent = types_pb2.Intent(memory_bytes=2 * GIB)
+    intent = types_pb2.Intent(memory_bytes=2 * GIB, command=["make", "-j8"])
     await daemon.agent("web").DeclareIntent(agent_pb2.DeclareIntentRequest(intent=intent))
     daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=2 * GIB), None)
     await daemon.operator.RemoveSession(pb.RemoveSessionRequest(name="web"))
@@ -58,6 +58,8 @@ async def test_refusals_and_sessions_are_written_down_too(daemon: Daemon) -> Non
     listed = await daemon.operator.ListEvents(pb.ListEventsRequest(session="web", page_size=3))
     assert [each.action for each in listed.events] == ["closed", "relimited", "refused"]
     assert listed.events[2].numbers["asked_memory_bytes"] == 2 * GIB
+    words = listed.events[2].words
+    assert (words["refused_for"], words["command"]) == ("session_memory", "make -j8")
     rest = await daemon.operator.ListEvents(pb.ListEventsRequest(page_token=listed.next_page_token))
     assert [each.action for each in rest.events] == ["opened"]
     assert rest.events[0].words["priority"] == "normal"
