@@ -20,6 +20,7 @@ Reply (daemon -> launcher): any number of `status=queued`, then exactly one of t
 
     status=granted|trimmed|queued|refused|invalid     invalid: the request is wrong; message= says where
     call=ID   message=TEXT   suggestion=TEXT   notice=TEXT (any number)
+    reason=WORD                                       why it is not as asked (session_memory, queue_full, ...)
     env=NAME=VALUE                                    to be set for the tool, any number
     default=NAME=VALUE                                the same, unless the caller has set it; older launchers skip it
 
@@ -79,6 +80,7 @@ class Reply:
     notices: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     defaults: tuple[tuple[str, str], ...] = ()
+    reason: str = ""
 
 
 def _records(packet: bytes) -> list[tuple[str, str]]:
@@ -178,7 +180,7 @@ def encode_request(request: Request) -> bytes:
 def encode_reply(reply: Reply) -> bytes:
     """`reply` as one packet; texts are cut so that it fits."""
     pairs: list[tuple[str, str]] = [("status", reply.status)]
-    pairs += ((key, value) for key, value in (("call", reply.call_id),) if value)
+    pairs += ((key, value) for key, value in (("call", reply.call_id), ("reason", reply.reason)) if value)
     pairs += (("env", f"{name}={value}") for name, value in reply.environment)
     pairs += (("default", f"{name}={value}") for name, value in reply.defaults)
     texts: Sequence[tuple[str, str]] = (
@@ -220,4 +222,5 @@ def decode_reply(packet: bytes) -> Reply:
         notices=tuple(notices),
         environment=tuple(variables["env"]),
         defaults=tuple(variables["default"]),
+        reason=single.get("reason", ""),
     )

@@ -44,6 +44,7 @@ struct reply {
 	const char *call;
 	const char *message;
 	const char *suggestion;
+	const char *reason;
 };
 
 // A packet that holds the protocol's name and `op=begin`.

@@ -19,6 +19,8 @@ static void write_json(const char *decision, const struct reply *reply, bool pla
 	text_add_json(&text, decision);
 	text_add(&text, ",\"call_id\":");
 	text_add_json(&text, reply->call);
+	text_add(&text, ",\"reason\":");
+	text_add_json(&text, reply->reason);
 	text_add(&text, ",\"message\":");
 	text_add_json(&text, reply->message);
 	text_add(&text, ",\"suggestion\":");
@@ -65,7 +67,7 @@ static void without_answer(const struct options *options, const char *cause)
 
 	answer.used = 0;
 	if (options->json) {
-		struct reply reply = {.call = "", .message = cause, .suggestion = ""};
+		struct reply reply = {.call = "", .message = cause, .suggestion = "", .reason = ""};
 
 		if (!options->run_if_unreachable)
 			reply.suggestion = "check that agentcgroupd runs and that the session exists: agentcg check";

@@ -101,6 +101,7 @@ const char *reply_parse(struct packet *packet, struct reply *reply)
 		.call = or_empty(last(packet, "call")),
 		.message = or_empty(last(packet, "message")),
 		.suggestion = or_empty(last(packet, "suggestion")),
+		.reason = or_empty(last(packet, "reason")),
 	};
 	return NULL;
 }

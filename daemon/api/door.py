@@ -274,7 +274,9 @@ class LaunchDoor:
             return Reply(Status.INVALID, message=str(error))
         except RequestError as error:
             self._controller.counters.request_error(error.kind)
-            return Reply(STATUSES[error.kind], message=error.cause, suggestion=error.next_step)
+            return Reply(
+                STATUSES[error.kind], message=error.cause, suggestion=error.next_step, reason=error.kind
+            )
         except Exception:
             incident = new_incident()
             self._controller.counters.internal_error()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentcgroup.daemon.controller import Controller
-from agentcgroup.daemon.model import Answer, Decision
+from agentcgroup.daemon.model import Answer, Decision, Reason
 from agentcgroup.proto.launch import Reply, Status, encode_reply
 
 _SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -60,7 +60,14 @@ class HeldCallers:
             if hang_up:
                 self._let_go(call_id)
                 continue
-            self._finish(call_id, Reply(Status.REFUSED, message="Refused: the session is being removed."))
+            self._finish(
+                call_id,
+                Reply(
+                    Status.REFUSED,
+                    message="Refused: the session is being removed.",
+                    reason=Reason.SESSION_CLOSING,
+                ),
+            )
 
     def _on_readable(self, call_id: str) -> None:
         """The caller has hung up or died, or says more than the protocol allows, which is no different."""
@@ -109,6 +116,7 @@ def _reply(answer: Answer) -> Reply:
         call_id=answer.call_id,
         message=answer.message,
         suggestion=answer.suggestion,
+        reason=answer.reason or "",
     )
 
 

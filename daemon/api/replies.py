@@ -16,6 +16,7 @@ def refusal(answer: Answer) -> Reply:
         message=answer.message,
         suggestion=answer.suggestion,
         notices=answer.notices,
+        reason=answer.reason or "",
     )
 
 
@@ -30,6 +31,7 @@ def grant(controller: Controller, call: ToolCall, answer: Answer) -> Reply:
         message=answer.message,
         suggestion=answer.suggestion,
         notices=answer.notices,
+        reason=answer.reason or "",
         environment=environment(call.session, answer.call_id, answer.limits, around),
         defaults=truth.defaults(answer.limits, around) if tells_tools else (),
     )

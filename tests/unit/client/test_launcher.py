@@ -425,19 +425,20 @@ def test_the_answer_is_one_json_line_when_asked_for(door: Door, run: RunLauncher
         trimmed = run("--json", "--", "true")
     assert json.loads(trimmed.stderr) == {
         "decision": "trimmed", "call_id": "c1", "message": said, "suggestion": "less", "notices": ["one", "two"],
-        "placed": True, "exit_status": None,
+        "reason": "", "placed": True, "exit_status": None,
     }  # fmt: skip
     assert trimmed.stderr.count("\n") == 1
 
 
 def test_a_refusal_and_a_missing_daemon_are_json_too(door: Door, run: RunLauncher) -> None:
-    with door([Reply(Status.REFUSED, message="full")]):
+    with door([Reply(Status.REFUSED, message="full", reason="queue_full")]):
         refused = json.loads(run("--json", "--", "true").stderr)
     closed, opened = (
         run("--json", "--answer-timeout", "100ms", "--if-unreachable", each, "--", "true")
         for each in ("refuse", "run")
     )
     assert (refused["decision"], refused["placed"], refused["exit_status"]) == ("refused", False, 120)
+    assert refused["reason"] == "queue_full"
     assert (json.loads(closed.stderr)["decision"], json.loads(closed.stderr)["exit_status"]) == (
         "unreachable",
         121,
