@@ -129,6 +129,10 @@ bench-kernel: setup ## Measure the kernel half in the guest (KERNEL=7.3, ARGS="-
 bench-isolation: setup ## Replay agents on too small a host, in every arm, in the guest: RECORDING=file ARGS="--limit 1100M"
 	@$(VENV)/bin/python -m bench.isolation $(if $(RECORDING),--recording $(RECORDING)) $(ARGS)
 
+.PHONY: bench-feedback
+bench-feedback: setup ## Measure from the kernel's event to the agent's message (ARGS="--where guest": warnings): JSON under build/bench
+	@$(VENV)/bin/python -m bench.feedback $(ARGS)
+
 .PHONY: bpf-stats
 bpf-stats: setup ## Print the verifier's figures of every BPF program, here or in the guest (KERNEL=7.3), JSON under build/bpf-stats
 	@if [ -n "$(KERNEL)" ]; then \

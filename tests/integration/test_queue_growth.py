@@ -76,16 +76,14 @@ async def test_nobody_is_given_what_is_kept_but_may_always_give_back(daemon: Dae
 
 
 async def test_who_grows_passes_those_who_wait_a_bounded_number_of_times(daemon: Daemon) -> None:
-    growing = begun(daemon, 8, OnExceed.EXTEND)
+    growing = begun(daemon, 8)
     begun(daemon, 500)
     assert daemon.controller.declare("web", Intent(memory_bytes=600 * MIB)).decision is Decision.QUEUED
-    await until(lambda: daemon.host.calls[growing].is_watched)
-    call = daemon.controller.call("web", growing)
-    while Action.CLAMPED not in grown(daemon, growing):
-        before = len(grown(daemon, growing))
-        daemon.host.use_memory(growing, call.limits.memory_bytes + MIB)
-        await until(lambda before=before: len(grown(daemon, growing)) > before)  # type: ignore[misc]
-    assert grown(daemon, growing).count(Action.EXTENDED) == BYPASSES_MAX
+    answers = [
+        daemon.controller.adjust("web", growing, Intent(memory_bytes=(9 + step) * MIB)).decision
+        for step in range(BYPASSES_MAX + 2)
+    ]
+    assert answers == [Decision.GRANTED] * BYPASSES_MAX + [Decision.REFUSED] * 2
 
 
 async def test_a_running_call_may_change_its_limits_while_the_host_is_drained(daemon: Daemon) -> None:
