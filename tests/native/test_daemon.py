@@ -318,7 +318,11 @@ def test_a_refused_intent_says_why_and_starts_nothing(
     assert not mark.exists()
     _, _, line = run(daemon, session, "touch", str(mark), options=("--memory", "100G", "--json"))
     answer = json.loads(line)
-    assert (answer["decision"], answer["reason"], answer["exit_status"]) == ("refused", "session_memory", 120)
+    assert (answer["decision"], answer["reason"], answer["exit_status"]) == (
+        "refused",
+        "session_memory",
+        120,
+    )
 
 
 @pytest.mark.parametrize(
