@@ -1,7 +1,6 @@
 """agentcgroupd: arguments, configuration, exit status."""
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,8 +77,26 @@ def _load(arguments: argparse.Namespace) -> configuration.Config:
     return msgspec.structs.replace(config, daemon=daemon, bpf=bpf)
 
 
+def _leave_out_tls() -> None:
+    """Lets asyncio be as on a Python without OpenSSL: 5 MB that a daemon with local sockets only would never use.
+
+    Whoever needs ssl later, as the Docker SDK, imports it as ever. (A name that is None in sys.modules cannot be imported:
+    the language reference, 5.3.1.)
+    """
+    if "ssl" in sys.modules:
+        return
+    sys.modules["ssl"] = None  # type: ignore[assignment]
+    try:
+        import asyncio  # noqa: F401
+    finally:
+        del sys.modules["ssl"]
+
+
 def _serve(config: configuration.Config, load: Callable[[], configuration.Config]) -> int:
     # Imported here so that --help and --check-config do not load gRPC.
+    _leave_out_tls()
+    import asyncio
+
     from agentcgroup.daemon import app, logs
 
     logs.configure(config.daemon.log_level, config.daemon.log_format)

@@ -1,11 +1,11 @@
 """What lives now: sessions, calls, tickets, and what they have reserved. Only the controller writes here."""
 
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.ids import random_hex
 from agentcgroup.daemon.model import CallLimits, CallState, Session, ToolCall
 
 # Ended calls that can still be asked for by id; older ones are in the history.
@@ -134,7 +134,7 @@ class Ledger:
 
     def new_call_id(self) -> str:
         while True:
-            call_id = f"c-{secrets.token_hex(5)}"
+            call_id = f"c-{random_hex(5)}"
             if call_id not in self._calls and call_id not in self._recent:
                 return call_id
 
@@ -203,7 +203,7 @@ class Ledger:
     def new_ticket(self, call: ToolCall) -> str:
         if call.ticket:
             self._tickets.pop(call.ticket, None)
-        call.ticket = secrets.token_urlsafe(24)
+        call.ticket = random_hex(24)
         self._tickets[call.ticket] = call.id
         return call.ticket
 

@@ -7,7 +7,6 @@ it is an Answer.
 """
 
 import logging
-import secrets
 from typing import Final
 
 import grpc
@@ -16,6 +15,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.ids import random_hex
 from agentcgroup.daemon.policy.bounds import one_line
 
 log = logging.getLogger("agentcgroup.api")
@@ -83,7 +83,7 @@ def status_of(error: RequestError) -> status_pb2.Status:
 
 def new_incident() -> str:
     """An id by which a caller's complaint is found in the log."""
-    return secrets.token_hex(4)
+    return random_hex(4)
 
 
 def status_of_bug(incident: str) -> status_pb2.Status:

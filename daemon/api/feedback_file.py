@@ -14,13 +14,13 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 from collections import deque
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from agentcgroup.daemon.feedback import Feed
+from agentcgroup.daemon.ids import random_hex
 from agentcgroup.daemon.model import Feedback, FeedbackKind, Level
 
 log = logging.getLogger("agentcgroup.api")
@@ -148,7 +148,7 @@ class FeedbackFiles:
         return "".join(_line(message) for message in self._messages)
 
     def _replace(self, name: str, text: str) -> None:
-        temporary = f".{name}.{secrets.token_hex(8)}"
+        temporary = f".{name}.{random_hex(8)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(temporary, flags, 0o600, dir_fd=self._directory)
         try:

@@ -8,12 +8,12 @@ of the host gets through `containers` (mode 0700); a container sees its own dire
 
 import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import Final
 
 from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.ids import random_hex
 
 __all__ = ["DIRECTORY", "lend", "make_directory", "take_back"]
 
@@ -66,7 +66,7 @@ def _link(path: Path, target: int) -> None:
     # By way of a name of its own, so that the socket appears at once and whole. Everything happens relative
     # to the held directory: a container that writes to its mount can exchange names in it, but lead nobody
     # elsewhere.
-    passing = f".{path.name}-{secrets.token_hex(4)}"
+    passing = f".{path.name}-{random_hex(4)}"
     os.link(path, passing, dst_dir_fd=target, follow_symlinks=False)
     try:
         os.rename(passing, path.name, src_dir_fd=target, dst_dir_fd=target)

@@ -1,38 +1,28 @@
-"""Metrics at scrape time: a snapshot taken on the event loop, turned into families elsewhere.
+"""A snapshot as families and as a page. Imported at the first scrape, see the endpoint: it brings prometheus-client."""
 
-`take` runs on the loop, where the controller lives, and gives way after each session, so that a launch
-never waits for more than one session's files being read. What it returns no longer changes: a thread may
-render it.
-"""
-
-import asyncio
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import psutil
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from agentcgroup.daemon.config import HostConfig
 from agentcgroup.daemon.counters import Counters, Histogram
 from agentcgroup.daemon.history import DropCause, HistoryStats
 from agentcgroup.daemon.metrics import catalog
 from agentcgroup.daemon.metrics.metric import Metric as Row, MetricType
+from agentcgroup.daemon.metrics.snapshot import SessionSample, Snapshot
 from agentcgroup.daemon.model import (
     CallState,
     Decision,
-    HostStatus,
     KillReason,
     Priority,
     Reason,
     SchedulerState,
-    Session,
     Tier,
-    ToolCall,
-    Usage,
     Verdict,
 )
 from agentcgroup.proto.words import Action
@@ -44,107 +34,6 @@ GIVE_WAY_S: Final = 0.0001
 
 # A series: the values of the metric's labels in their order, and its value; None is a figure nobody knows.
 Series = tuple[tuple[str, ...], float | None]
-
-
-class Feed(Protocol):
-    """What is read of the feed."""
-
-    @property
-    def dropped(self) -> int: ...
-
-
-class Source(Protocol):
-    """What is read of the controller, on its loop."""
-
-    @property
-    def counters(self) -> Counters: ...
-    @property
-    def feed(self) -> Feed: ...
-    def host(self) -> HostStatus: ...
-    def sessions(self) -> list[Session]: ...
-    def session_usage(self, session: Session) -> Usage: ...
-    def calls(self, session: str | None) -> list[ToolCall]: ...
-
-
-class HistorySource(Protocol):
-    """What is read of the history, from any thread."""
-
-    def stats(self) -> HistoryStats: ...
-
-
-@dataclass(frozen=True, slots=True)
-class SessionSample:
-    """One session at the moment its files were read."""
-
-    name: str
-    priority: str
-    state: str
-    memory_limit_bytes: int
-    agent_memory_bytes: int
-    memory_reserved_bytes: int
-    cpu_limit_milli: int | None
-    pids_limit: int | None
-    calls: int
-    calls_held: int
-    calls_limit: int
-    calls_ended: int
-    usage: Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Everything a scrape shows.
-
-    Host, calls and counters are of one moment, sessions of the moments after it.
-    """
-
-    host: HostStatus
-    limits: HostConfig
-    calls_by_state: Mapping[CallState, int]
-    counters: Counters
-    feedback_dropped: int
-    history: HistoryStats
-    sessions: tuple[SessionSample, ...]
-
-
-async def take(source: Source, history: HistorySource, limits: HostConfig) -> Snapshot:
-    """A snapshot, taken on the loop that `source` lives on."""
-    host = source.host()
-    calls_by_state = Counter(call.state for call in source.calls(None))
-    counters = source.counters.copy()
-    feedback_dropped = source.feed.dropped
-    samples = []
-    for session in source.sessions():
-        samples.append(_sample(session, source.session_usage(session)))
-        await asyncio.sleep(0)
-    return Snapshot(
-        host=host,
-        limits=limits,
-        calls_by_state=calls_by_state,
-        counters=counters,
-        feedback_dropped=feedback_dropped,
-        history=history.stats(),
-        sessions=tuple(samples),
-    )
-
-
-def _sample(session: Session, usage: Usage) -> SessionSample:
-    budget = session.budget
-    return SessionSample(
-        name=session.name,
-        priority=session.priority,
-        state=session.state,
-        memory_limit_bytes=budget.memory_max_bytes,
-        agent_memory_bytes=budget.agent_memory_bytes,
-        memory_reserved_bytes=session.memory_reserved_bytes,
-        cpu_limit_milli=budget.cpu_milli,
-        pids_limit=budget.pids_max,
-        calls=len(session.calls),
-        calls_held=session.calls_held,
-        calls_limit=budget.calls_max,
-        calls_ended=session.calls_ended,
-        usage=usage,
-    )
 
 
 class SnapshotCollector(Collector):
@@ -168,6 +57,14 @@ class SnapshotCollector(Collector):
                 if family.samples:
                     yield family
                 time.sleep(GIVE_WAY_S)
+
+
+def page(snapshot: Snapshot, process: psutil.Process, accept: str) -> tuple[str, bytes]:
+    """Content type and text for a client that accepts `accept`, an HTTP header."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(SnapshotCollector(snapshot, process))
+    encoder, content_type = choose_encoder(accept)
+    return content_type, encoder(registry)
 
 
 # ---- building families --------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ import asyncio
 import contextlib
 import errno
 import http
-import http.client
-import io
 import ipaddress
 import logging
 import time
@@ -18,11 +16,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import psutil
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
 from agentcgroup.daemon.config import Config, ConfigError
-from agentcgroup.daemon.metrics.collector import HistorySource, SnapshotCollector, Source, take
+from agentcgroup.daemon.metrics.snapshot import HistorySource, Snapshot, Source, take
 
 LOGGER: Final = logging.getLogger(__name__)
 
@@ -33,6 +29,7 @@ PAGE_AGE_S: Final = 0.25
 CLIENT_TIMEOUT_S: Final = 5.0
 SNAPSHOT_TIMEOUT_S: Final = 5.0
 REQUEST_MAX_BYTES: Final = 16 << 10
+HEADERS_MAX: Final = 100
 CONNECTIONS_MAX: Final = 32
 # After the answer this much more of the request is read and thrown away.
 LINGER_S: Final = 1.0
@@ -142,7 +139,7 @@ class MetricsEndpoint:
                     request = _parse(await reader.readuntil(b"\r\n\r\n"))
             except asyncio.IncompleteReadError:
                 return
-            except (asyncio.LimitOverrunError, http.client.HTTPException, ValueError) as error:
+            except (asyncio.LimitOverrunError, ValueError) as error:
                 response = _text(
                     http.HTTPStatus.BAD_REQUEST, f"Not a request that is understood here: {error}"
                 )
@@ -193,9 +190,8 @@ class MetricsEndpoint:
             ):
                 return page
             snapshot = await take(self._source, self._history, self._config.host)
-            collector = SnapshotCollector(snapshot, self._process)
             loop = asyncio.get_running_loop()
-            self._page = await loop.run_in_executor(self._renderer, _render, collector, accept)
+            self._page = await loop.run_in_executor(self._renderer, _render, snapshot, self._process, accept)
             return self._page
 
 
@@ -211,21 +207,24 @@ async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
                     return
 
 
-def _render(collector: SnapshotCollector, accept: str) -> _Page:
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
-    encoder, content_type = choose_encoder(accept)
-    return _Page(accept, content_type, encoder(registry), time.monotonic())
+def _render(snapshot: Snapshot, process: psutil.Process, accept: str) -> _Page:
+    # Here, because prometheus-client brings servers and clients for HTTP, a tenth of the daemon's memory: a host whose
+    # metrics nobody reads need not hold them.
+    from agentcgroup.daemon.metrics import collector
+
+    return _Page(accept, *collector.page(snapshot, process, accept), time.monotonic())
 
 
 def _parse(head: bytes) -> _Request:
-    # Raises ValueError or http.client.HTTPException for what is no HTTP request.
-    line, _, rest = head.partition(b"\r\n")
-    method, target, version = line.decode("ascii").split(" ")
+    # Raises ValueError for what is no HTTP request.
+    line, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    method, target, version = line.split(" ")
     if not version.startswith("HTTP/1."):
         raise ValueError(f"version {version}")
-    headers = http.client.parse_headers(io.BytesIO(rest))
-    return _Request(method, target.partition("?")[0], headers.get("Accept", ""))
+    if len(lines) > HEADERS_MAX:
+        raise ValueError(f"more than {HEADERS_MAX} headers")
+    headers = {name.lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)}
+    return _Request(method, target.partition("?")[0], headers.get("accept", ""))
 
 
 def _text(status: http.HTTPStatus, message: str) -> _Response:

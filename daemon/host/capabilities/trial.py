@@ -8,7 +8,6 @@ live, and everything is put back as it was.
 """
 
 import contextlib
-import secrets
 import select
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from agentcgroup.cgroups.files import InterfaceFile
 from agentcgroup.cgroups.values import CpuMax
 from agentcgroup.cgroups.watch import EventWatch, WatchEventKind
 from agentcgroup.daemon.host.kept import write_record
+from agentcgroup.daemon.ids import random_hex
 
 __all__ = ["CONTROLLERS", "TRIAL_PREFIX", "Found", "Trial", "nearest_cgroup", "try_cgroups"]
 
@@ -83,7 +83,7 @@ def try_cgroups(root: Path) -> Trial:
 
 
 def _try_below(anchor: Cgroup, trial: Trial) -> None:
-    with _enabled(anchor, trial), _child(anchor, f"{TRIAL_PREFIX}{secrets.token_hex(4)}") as middle:
+    with _enabled(anchor, trial), _child(anchor, f"{TRIAL_PREFIX}{random_hex(4)}") as middle:
         trial.note("cgroup2", True, f"cgroups can be made in {anchor.path}")
         for name in CONTROLLERS:
             if name not in trial.found:

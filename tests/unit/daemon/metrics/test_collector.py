@@ -16,8 +16,9 @@ from agentcgroup.daemon.counters import Door
 from agentcgroup.daemon.errors import Kind
 from agentcgroup.daemon.history import HistoryStats
 from agentcgroup.daemon.metrics import catalog
-from agentcgroup.daemon.metrics.collector import HistorySource, SnapshotCollector, take
+from agentcgroup.daemon.metrics.collector import SnapshotCollector
 from agentcgroup.daemon.metrics.metric import MetricType
+from agentcgroup.daemon.metrics.snapshot import HistorySource, take
 from agentcgroup.daemon.model import (
     BudgetRequest,
     CpuClass,
