@@ -117,6 +117,17 @@ async def _host(config: Config) -> AsyncIterator[Host]:
         shared.close()
 
 
+async def _take_down(controller: Controller, api: Api, *, keep: bool) -> None:
+    many = len(controller.sessions())
+    if keep:
+        log.info("stopping: %d sessions run on, the next start takes them over", many)
+        await controller.leave()
+    else:
+        log.info("stopping: ending %d sessions", many)
+        await controller.close()
+    await api.stop(sessions_stay=keep)
+
+
 async def run(config: Config, load: Callable[[], Config]) -> None:
     """Runs the daemon until SIGTERM, which sessions may outlive (daemon.on_stop), or SIGINT, which ends them.
 
@@ -125,13 +136,11 @@ async def run(config: Config, load: Callable[[], Config]) -> None:
     Raises HostUnfit, AlreadyRunning or ConfigError before it serves.
     """
     _raise_descriptor_limit()
-    stop = asyncio.Event()
+    stop, interrupt = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    ends_sessions = False
 
     def on_interrupt() -> None:
-        nonlocal ends_sessions
-        ends_sessions = True
+        interrupt.set()
         stop.set()
 
     loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -153,19 +162,12 @@ async def run(config: Config, load: Callable[[], Config]) -> None:
             stack.callback(native.close)
         api = Api(config, controller, history, reloader, native)
         controller.use_doors(api)
-        api.prepare([kept.name for kept in host.kept_sessions()])
+        api.prepare([kept.name for kept in host.records.sessions()])
 
         async def take_down() -> None:
+            on_stop = "end" if interrupt.is_set() else controller.config.daemon.on_stop
             # What fails ends nobody's work, whatever is configured for a stop.
-            keeps = not stop.is_set() or (controller.config.daemon.on_stop == "keep" and not ends_sessions)
-            many = len(controller.sessions())
-            if keeps:
-                log.info("stopping: %d sessions run on, the next start takes them over", many)
-                await controller.leave()
-            else:
-                log.info("stopping: ending %d sessions", many)
-                await controller.close()
-            await api.stop(sessions_stay=keeps)
+            await _take_down(controller, api, keep=on_stop == "keep" or not stop.is_set())
 
         stack.push_async_callback(take_down)
         await controller.take_over()

@@ -63,8 +63,8 @@ class Leaf:
 class Kept:
     """The cgroup of a session or call of an earlier daemon; `record` is what that wrote on it (daemon/record.py).
 
-    `pids`: the live processes in it and below. `has_run`: any ever did. `is_frozen`: of a session its calls. Limits are as
-    the kernel has them, None: none. `parent`: the call around a nested one.
+    Of a call: `parent` is the one around it, `pids` are the live processes in it and below, `has_run` says whether any ever
+    was. `is_frozen`: of a session its calls. Limits are as the kernel has them, None: none.
     """
 
     name: str
@@ -165,6 +165,20 @@ class Memory(Protocol):
         """Has the kernel free so much of the agent leaf, coldest first; what it freed, None: it cannot be asked."""
 
 
+class Records(Protocol):
+    """What the next daemon is to know of sessions and calls, kept by the machine with what it is about. Nothing raises."""
+
+    def keep_session(self, session: str, record: bytes) -> None:
+        """In place of what was kept of it before; what cannot be kept is logged once."""
+
+    def keep_call(self, call_id: str, record: bytes) -> None: ...
+    def sessions(self) -> tuple[Kept, ...]:
+        """Sessions of an earlier daemon that this one has not reopened; not those of containers."""
+
+    def calls(self, session: str) -> tuple[Kept, ...]:
+        """Calls in an open session that are not this daemon's, a call before those nested in it."""
+
+
 class Host(Protocol):
     """The machine. Every method raises RequestError(HOST) when the kernel would not, with its words."""
 
@@ -184,6 +198,8 @@ class Host(Protocol):
     def capabilities(self) -> tuple[Capability, ...]: ...
     @property
     def memory(self) -> Memory: ...
+    @property
+    def records(self) -> Records: ...
     @property
     def memory_capacity_bytes(self) -> int: ...
     @property
@@ -248,31 +264,21 @@ class Host(Protocol):
     def remove_call(self, call_id: str) -> bool:
         """Removes the cgroup; False: it cannot be removed now and the sweep will take it later."""
 
-    # What outlives a daemon
-    def remember_session(self, session: str, record: bytes) -> None:
-        """Keeps `record` with the session's cgroup as long as that is there; what cannot be kept is logged once."""
-
-    def remember_call(self, call_id: str, record: bytes) -> None: ...
-    def kept_sessions(self) -> tuple[Kept, ...]:
-        """Sessions of an earlier daemon that this one has not reopened; not those of containers."""
-
+    # What an earlier daemon left
     def reopen_session(self, session: Session) -> str:
         """Takes over the cgroups of a kept session, with its budget in force; returns the path.
 
         What an earlier daemon had set for a moment, marks and protection, is taken back.
         """
 
-    def has_agent(self, session: str) -> bool:
-        """Whether a live process is in the session's agent leaf."""
-
-    def kept_calls(self, session: str) -> tuple[Kept, ...]:
-        """Calls in an open session that are not this daemon's, a call before those nested in it."""
-
     def reopen_call(self, call: ToolCall) -> str:
         """Takes over the cgroup of a kept call, after the call around it; limits stay as they are. Returns the path."""
 
     def reopen_process(self, call_id: str, pid: int) -> Process | None:
         """The process when it is in the call, also one that has ended and was not waited for; None: another or none."""
+
+    def has_agent(self, session: str) -> bool:
+        """Whether a live process is in the session's agent leaf."""
 
     # Processes
     def open_process(self, session: Session, process: ProcessRef) -> Process:

@@ -173,6 +173,49 @@ class FakeGuard:
         return GuardFigures(3, 1_500_000, 1)
 
 
+class FakeRecords:
+    """`kept`: by name, of sessions and calls; it outlives a daemon like the rest of the machine."""
+
+    def __init__(self, host: "FakeHost") -> None:
+        self._host = host
+        self.kept: dict[str, bytes] = {}
+
+    def keep_session(self, session: str, record: bytes) -> None:
+        self.kept[session] = record
+
+    def keep_call(self, call_id: str, record: bytes) -> None:
+        if call_id in self._host.calls:
+            self.kept[call_id] = record
+
+    def sessions(self) -> tuple[Kept, ...]:
+        return tuple(
+            Kept(
+                name,
+                self.kept.get(name),
+                is_frozen=name in self._host.frozen_sessions,
+                memory_max_bytes=budget.memory_max_bytes,
+            )
+            for name, budget in self._host.sessions.items()
+            if name not in self._host.reopened | self._host.containers
+        )
+
+    def calls(self, session: str) -> tuple[Kept, ...]:
+        return tuple(
+            Kept(
+                call_id,
+                self.kept.get(call_id),
+                parent=group.call.parent_id,
+                pids=tuple(pid for pid in group.pids if _is_alive(pid)),
+                has_run=bool(group.pids),
+                is_frozen=group.frozen,
+                memory_max_bytes=group.limits.memory_max_bytes,
+                pids_max=group.limits.pids_max,
+            )
+            for call_id, group in self._host.calls.items()
+            if group.call.session == session and call_id not in self._host.reopened
+        )
+
+
 class FakeHost:
     """Sessions and calls in dictionaries. `homes` says in which session's agent leaf a pid lives."""
 
@@ -199,8 +242,7 @@ class FakeHost:
         self.done: Counter[str] = Counter()
         # What the next operation of this name fails with, once.
         self.failures: dict[str, RequestError] = {}
-        # What outlives a daemon: records by name, of sessions and calls; what the kernel says of a call, by its id.
-        self.records: dict[str, bytes] = {}
+        self.records = FakeRecords(self)
         self.reopened: set[str] = set()
         self.frozen_sessions: set[str] = set()
         # Sessions whose cgroup is a container's: found by whoever asks Docker.
@@ -368,26 +410,7 @@ class FakeHost:
         self.calls.pop(call_id, None)
         return True
 
-    # ---- what outlives a daemon
-
-    def remember_session(self, session: str, record: bytes) -> None:
-        self.records[session] = record
-
-    def remember_call(self, call_id: str, record: bytes) -> None:
-        if call_id in self.calls:
-            self.records[call_id] = record
-
-    def kept_sessions(self) -> tuple[Kept, ...]:
-        return tuple(
-            Kept(
-                name,
-                self.records.get(name),
-                is_frozen=name in self.frozen_sessions,
-                memory_max_bytes=budget.memory_max_bytes,
-            )
-            for name, budget in self.sessions.items()
-            if name not in self.reopened | self.containers
-        )
+    # ---- what an earlier daemon left
 
     def reopen_session(self, session: Session) -> str:
         self._do("reopen_session")
@@ -397,22 +420,6 @@ class FakeHost:
 
     def has_agent(self, session: str) -> bool:
         return any(home == session and _is_alive(pid) for pid, home in self.homes.items())
-
-    def kept_calls(self, session: str) -> tuple[Kept, ...]:
-        return tuple(
-            Kept(
-                call_id,
-                self.records.get(call_id),
-                parent=group.call.parent_id,
-                pids=tuple(pid for pid in group.pids if _is_alive(pid)),
-                has_run=bool(group.pids),
-                is_frozen=group.frozen,
-                memory_max_bytes=group.limits.memory_max_bytes,
-                pids_max=group.limits.pids_max,
-            )
-            for call_id, group in self.calls.items()
-            if group.call.session == session and call_id not in self.reopened
-        )
 
     def reopen_call(self, call: ToolCall) -> str:
         self._do("reopen_call")

@@ -41,7 +41,7 @@ class Adoption(Draining):
 
     async def take_over(self) -> None:
         """Goes on with every session that an earlier daemon has left. Before anybody is served."""
-        for kept in self._host.kept_sessions():
+        for kept in self._host.records.sessions():
             if kept.record is None:
                 continue  # The sweep has said so.
             try:
@@ -55,6 +55,10 @@ class Adoption(Draining):
                     self._host.cgroup_root,
                     kept.name,
                 )
+            except Exception:
+                # A daemon that does not start helps nobody.
+                self.counters.internal_error()
+                log.exception("session %s of an earlier daemon could not be taken over in full", kept.name)
 
     async def adopt_session(self, *arguments: Any, **options: Any) -> Session:
         """Of a container that was a session before: its calls go on, too."""
@@ -128,7 +132,7 @@ class Adoption(Draining):
     def _take_over_calls(self, session: Session) -> list[ToolCall]:
         """Goes on with every call in `session`; those that have ended meanwhile, whose end is still to be begun."""
         ended = []
-        for kept in self._host.kept_calls(session.name):
+        for kept in self._host.records.calls(session.name):
             try:
                 call = self._take_over_call(session, kept)
             except (BadRecord, RequestError) as error:
@@ -138,6 +142,10 @@ class Adoption(Draining):
                     kept.name,
                     error,
                 )
+                continue
+            except Exception:
+                self.counters.internal_error()
+                log.exception("%s/%s of an earlier daemon is left alone", session.name, kept.name)
                 continue
             if call is not None and not self._lives[call.id].followed:
                 ended.append(call)

@@ -341,12 +341,12 @@ class Core:
     # ---- for the daemon after this one
 
     def _remember_session(self, session: Session) -> None:
-        self._host.remember_session(session.name, record.encode_session(session))
+        self._host.records.keep_session(session.name, record.encode_session(session))
 
     def _remember_call(self, call: ToolCall) -> None:
         """Of one that has begun, or is prepared. Off the path of a launch: an agent must not wait for it."""
         life = self._lives.get(call.id)
-        self._host.remember_call(call.id, record.encode_call(call, tuple(life.followed) if life else ()))
+        self._host.records.keep_call(call.id, record.encode_call(call, tuple(life.followed) if life else ()))
 
     # ---- standing still
 

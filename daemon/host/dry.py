@@ -24,7 +24,17 @@ from agentcgroup.daemon.model import (
     ToolCall,
     Usage,
 )
-from agentcgroup.daemon.ports import Guard, Host, HostListener, Kept, Leaf, Location, Memory, Process
+from agentcgroup.daemon.ports import (
+    Guard,
+    Host,
+    HostListener,
+    Kept,
+    Leaf,
+    Location,
+    Memory,
+    Process,
+    Records,
+)
 
 log = logging.getLogger("agentcgroup.dry_run")
 
@@ -51,7 +61,20 @@ class _NoMemory:
         return None
 
 
+class _NoRecords:
+    """A dry run has made nothing, and takes over nothing."""
+
+    def keep_session(self, session: str, record: bytes) -> None: ...
+    def keep_call(self, call_id: str, record: bytes) -> None: ...
+    def sessions(self) -> tuple[Kept, ...]:
+        return ()
+
+    def calls(self, session: str) -> tuple[Kept, ...]:
+        return ()
+
+
 _NO_MEMORY: Final = _NoMemory()
+_NO_RECORDS: Final = _NoRecords()
 
 
 class DryRunHost:
@@ -150,18 +173,12 @@ class DryRunHost:
     def memory(self) -> Memory:
         return _NO_MEMORY
 
-    # A dry run has made nothing, and takes over nothing.
-
-    def remember_session(self, session: str, record: bytes) -> None: ...
-    def remember_call(self, call_id: str, record: bytes) -> None: ...
-    def kept_sessions(self) -> tuple[Kept, ...]:
-        return ()
+    @property
+    def records(self) -> Records:
+        return _NO_RECORDS
 
     def has_agent(self, session: str) -> bool:
         return False
-
-    def kept_calls(self, session: str) -> tuple[Kept, ...]:
-        return ()
 
     def reopen_process(self, call_id: str, pid: int) -> Process | None:
         return None

@@ -17,7 +17,7 @@ from agentcgroup.cgroups.errors import CgroupError, CgroupGone, ProcessGone
 from agentcgroup.cgroups.membership import cgroup_of
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.host import kept, kernel_events, processes
+from agentcgroup.daemon.host import kernel_events, processes
 from agentcgroup.daemon.host.changes import Changes
 from agentcgroup.daemon.host.door import door_for
 from agentcgroup.daemon.host.exits import ExitSource, ExitWatch
@@ -30,6 +30,7 @@ from agentcgroup.daemon.host.groups import (
     usage_of,
 )
 from agentcgroup.daemon.host.guard import SessionGuard
+from agentcgroup.daemon.host.kept import CgroupRecords
 from agentcgroup.daemon.host.marks import MemoryMarks
 from agentcgroup.daemon.host.pidfd import cgroup_id
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
@@ -49,7 +50,7 @@ from agentcgroup.daemon.model import (
     ToolCall,
     Usage,
 )
-from agentcgroup.daemon.ports import HostListener, Kept, Leaf, Location, Process
+from agentcgroup.daemon.ports import HostListener, Leaf, Location, Process
 
 log = logging.getLogger("agentcgroup.host")
 
@@ -96,7 +97,6 @@ class LinuxHost:
         self._call_session: dict[str, str] = {}
         # Cgroups of an earlier daemon: their books begin in the middle.
         self._older: set[int] = set()
-        self._forgets = False
         # Agent leaves and calls by cgroup id.
         self._homes: dict[int, Location] = {}
         self._exits = ExitWatch()
@@ -105,6 +105,7 @@ class LinuxHost:
         self._last_words = LastWords()
         self._listener: HostListener | None = None
         self.memory = MemoryMarks(root, self._sessions, self._calls, self._changes)
+        self.records = CgroupRecords(root, self._sessions, self._calls)
         self._self = psutil.Process()
         self._kernel_events = events
         self._keeper = keeper or SchedulerKeeper(None)
@@ -362,26 +363,7 @@ class LinuxHost:
         self._older.discard(group.cgroup.id)
         return group.remove()
 
-    # ---- what outlives a daemon
-
-    def remember_session(self, session: str, record: bytes) -> None:
-        if session in self._sessions:
-            self._remember(self._sessions[session].cgroup, record)
-
-    def remember_call(self, call_id: str, record: bytes) -> None:
-        if call_id in self._calls:
-            self._remember(self._calls[call_id].cgroup, record)
-
-    def _remember(self, cgroup: Cgroup, record: bytes) -> None:
-        try:
-            kept.write_record(cgroup, record)
-        except CgroupError as error:
-            if not self._forgets and cgroup.is_alive():
-                log.warning("the next daemon will not know what runs now: %s", error)
-                self._forgets = True
-
-    def kept_sessions(self) -> tuple[Kept, ...]:
-        return tuple(one for one in kept.kept_sessions(self._root) if one.name not in self._sessions)
+    # ---- what an earlier daemon left
 
     def reopen_session(self, session: Session) -> str:
         with _kernel(f"taking over session {session.name}"):
@@ -391,10 +373,6 @@ class LinuxHost:
 
     def has_agent(self, session: str) -> bool:
         return is_populated(self._sessions[session].agent)
-
-    def kept_calls(self, session: str) -> tuple[Kept, ...]:
-        found = kept.kept_calls(self._sessions[session].calls)
-        return tuple(one for one in found if one.name not in self._calls)
 
     def reopen_call(self, call: ToolCall) -> str:
         with _kernel(f"taking over call {call.id}"):

@@ -101,7 +101,7 @@ class Daemon:
     async def start(self) -> None:
         self.host.listen(self.controller)
         self.controller.use_doors(self.api)
-        self.api.prepare([kept.name for kept in self.host.kept_sessions()])
+        self.api.prepare([kept.name for kept in self.host.records.sessions()])
         await self.controller.take_over()
         await self.api.start()
 

@@ -176,7 +176,7 @@ async def test_limits_are_what_the_kernel_says_they_are(daemon: Daemon) -> None:
     call = await begun(daemon, "s", Intent(memory_bytes=100 * MIB, memory_max_bytes=100 * MIB))
     # Written, and the daemon died before it had noted it.
     daemon.controller.adjust("s", call.id, Intent(memory_max_bytes=300 * MIB))
-    daemon.host.records[call.id] = daemon.host.records[call.id].replace(
+    daemon.host.records.kept[call.id] = daemon.host.records.kept[call.id].replace(
         str(300 * MIB).encode(), str(100 * MIB).encode()
     )
     async with next_daemon(daemon) as after:
@@ -216,9 +216,9 @@ async def test_a_session_that_cannot_be_understood_is_left_alone_and_harms_no_ot
     await daemon.open("s")
     await daemon.open("other")
     if record is None:
-        del daemon.host.records["s"]
+        del daemon.host.records.kept["s"]
     else:
-        daemon.host.records["s"] = record
+        daemon.host.records.kept["s"] = record
     async with next_daemon(daemon) as after:
         assert [session.name for session in after.controller.sessions()] == ["other"]
         assert set(after.host.sessions) == {"s", "other"}
@@ -230,8 +230,8 @@ async def test_a_record_is_good_only_where_it_was_written(daemon: Daemon) -> Non
     await daemon.open("s")
     await daemon.open("t")
     one, other = await begun(daemon, "s"), await begun(daemon, "s")
-    daemon.host.records["t"] = daemon.host.records["s"]
-    daemon.host.records[other.id] = daemon.host.records[one.id]
+    daemon.host.records.kept["t"] = daemon.host.records.kept["s"]
+    daemon.host.records.kept[other.id] = daemon.host.records.kept[one.id]
     async with next_daemon(daemon) as after:
         assert [session.name for session in after.controller.sessions()] == ["s"]
         assert [call.id for call in after.controller.calls("s")] == [one.id]
