@@ -224,6 +224,7 @@ def call(message: pb.Call) -> values.Call:
         placement_delay_ms=message.placement_delay_ms if message.HasField("placement_delay_ms") else None,
         was_held=message.was_held,
         queue=_queue(message.queue) if message.HasField("queue") else None,
+        ladder=_ladder(message.ladder) if message.HasField("ladder") else None,
     )
 
 

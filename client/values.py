@@ -141,6 +141,16 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Ladder:
+    """What is being done about the memory a call wants, and what to ask for so that it is granted (None: no more)."""
+
+    rung: Rung | None
+    event_id: str = ""
+    deadline_at: datetime | None = None
+    memory_to_ask_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """A declared, running or ended call. `parent_call_id` is empty directly under the session, `pid` 0 before it began."""
 
@@ -161,6 +171,8 @@ class Call:
     was_held: bool = False
     # While it waits for room.
     queue: Queue | None = None
+    # While it is above its soft limit.
+    ladder: Ladder | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,16 +228,6 @@ class SessionLimits:
     pids_available: int
     level: Level | None
     not_enforced: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ladder:
-    """What is being done about the memory a call wants, and what to ask for so that it is granted (None: no more)."""
-
-    rung: Rung | None
-    event_id: str = ""
-    deadline_at: datetime | None = None
-    memory_to_ask_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

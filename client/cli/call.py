@@ -18,6 +18,7 @@ from agentcgroup.client.cli.output import (
     size,
 )
 from agentcgroup.client.cli.statuses import ExitStatus
+from agentcgroup.client.errors import InvalidRequest
 from agentcgroup.client.values import Call, Decision, Report, Usage
 
 
@@ -26,8 +27,9 @@ def add_parser(subparsers: options.Subparsers) -> None:
         subparsers,
         "call",
         summary="tool calls: list, show, change, freeze, kill",
-        description="list, show, tree and set work inside a session on its own calls, and for operators on all;\n"
-        "freeze, thaw and kill are for operators.",
+        description="list, show, tree, set and kill work inside a session on its own calls, and for operators on all;\n"
+        "freeze and thaw are for operators. A call that its ladder has frozen goes on when another is killed or made\n"
+        "smaller, or when it is given more itself (set).",
     )
     listing = options.add_command(
         group, "list", _list, summary="live calls", examples=("agentcg call list --session reviewer",)
@@ -48,10 +50,17 @@ def add_parser(subparsers: options.Subparsers) -> None:
     options.add_limits(change)
     freeze = options.add_command(group, "freeze", _freeze, summary="stop a call where it is")
     thaw = options.add_command(group, "thaw", _thaw, summary="let a frozen call go on")
-    kill = options.add_command(group, "kill", _kill, summary="kill a call and everything in it")
+    kill = options.add_command(
+        group,
+        "kill",
+        _kill,
+        summary="kill a call and everything in it; what it had is free for others",
+        examples=("agentcg call kill c-4be1b2f9aa",),
+    )
+    options.add_either(kill, which=False)
     for parser in (show, change, freeze, thaw, kill):
         parser.add_argument("id", help="as `agentcg call list` shows it")
-    for parser in (freeze, thaw, kill):
+    for parser in (freeze, thaw):
         options.add_operator_socket(parser)
     for parser in (freeze, kill):
         options.add_reason(parser)
@@ -190,6 +199,7 @@ def _tell(arguments: argparse.Namespace, call: Call) -> int:
                 "limits",
                 f"memory {size(limits.memory_max_bytes)}, CPU {cpu(limits.cpu_milli)}, {count(limits.pids_max)} pids",
             ),
+            ("ladder", _rung(call)),
             ("deadline", duration(limits.deadline_ms) if limits.deadline_ms is not None else ""),
             ("not enforced", "; ".join(limits.not_enforced)),
             ("memory", f"{size(usage.memory_current_bytes)} now, {size(usage.memory_peak_bytes)} peak"),
@@ -202,6 +212,17 @@ def _tell(arguments: argparse.Namespace, call: Call) -> int:
         ]
     )
     return ExitStatus.OK
+
+
+def _rung(call: Call) -> str:
+    if call.ladder is None:
+        return ""
+    until = (
+        f" until {clock(call.ladder.deadline_at)}, then stopped or frozen" if call.ladder.deadline_at else ""
+    )
+    asked = call.ladder.memory_to_ask_bytes
+    grantable = f"; {size(asked)} would be granted now" if asked is not None else ""
+    return f"{call.ladder.rung or 'unknown'}{until}{grantable}; `agentcg explain {call.id}` says why"
 
 
 def _placement(call: Call) -> str:
@@ -242,8 +263,16 @@ def _thaw(arguments: argparse.Namespace) -> int:
 
 
 def _kill(arguments: argparse.Namespace) -> int:
-    with options.operator_client(arguments) as client:
-        report = client.kill_call(arguments.id, reason=arguments.reason)
+    if options.is_operator(arguments):
+        with options.operator_client(arguments) as operator:
+            report = operator.kill_call(arguments.id, reason=arguments.reason)
+    elif arguments.reason:
+        raise InvalidRequest(
+            "--reason is what an operator tells the agent", "Leave it out for a call of your own"
+        )
+    else:
+        with options.agent_client(arguments) as agent:
+            report = agent.finish(arguments.id)
     if arguments.json:
         print_json(report)
     else:

@@ -272,6 +272,7 @@ def write_call(call: model.ToolCall, usage: model.Usage, not_enforced: NotEnforc
         placement_delay_ms=call.placement_delay_ms,
         was_held=call.was_held,
         queue=write_queue(call.queue),
+        ladder=write_ladder(call.ladder) if call.ladder is not None and call.is_live else None,
     )
 
 

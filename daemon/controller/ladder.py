@@ -243,6 +243,8 @@ class Ladders(Endings):
             growth_bytes_per_s=stand.growth_bytes_per_s,
             grantable_bytes=at.grantable_bytes,
         )
+        told = Ladder(stand.rung, event_id, deadline_at_ns, words.memory_to_ask_bytes if words else None)
+        call.ladder = told if stand.rung is not Rung.CALM else None
         if stand.rung in (Rung.THROTTLED, Rung.CLAMPED, Rung.FROZEN):
             self._lives[call.id].climb.was_held_back = True
         if stand.rung is not Rung.CALM:
@@ -259,5 +261,5 @@ class Ladders(Endings):
             limits=limits,
             usage=Usage(memory_current_bytes=memory.current_bytes),
             time_to_limit_ms=left_ms,
-            ladder=Ladder(stand.rung, event_id, deadline_at_ns, words.memory_to_ask_bytes),
+            ladder=told,
         )

@@ -13,7 +13,7 @@ from agentcgroup.daemon.model.intents import (
     QueuePlace,
 )
 from agentcgroup.daemon.model.measures import ExitStatus
-from agentcgroup.daemon.model.reports import Report
+from agentcgroup.daemon.model.reports import Ladder, Report
 from agentcgroup.proto.transparent import OFF as NOT_TRANSPARENT, TransparentRule
 from agentcgroup.proto.words import CallState, Decision, Priority, SessionState
 
@@ -137,6 +137,8 @@ class ToolCall:
     expires_at_ns: int | None = None
     # While QUEUED.
     queue: QueuePlace | None = None
+    # While it is above its soft limit.
+    ladder: Ladder | None = None
     # What it was answered in the end when it was queued in vain.
     refusal: Answer | None = None
     # See HistoryEntry.

@@ -60,7 +60,8 @@ def _advice(at: Situation, option: str, ask_bytes: int | None) -> str:
     less = need_less(at.command)
     if ask_bytes is None:
         return (
-            f"No more can be granted now. {_capital(less)}, or end another call first (`agentcg call tree`)."
+            f"No more can be granted now. {_capital(less)}, or end another call first (`agentcg call tree` shows them, "
+            "`agentcg call kill ID` ends one)."
         )
     # An option that only raises the reservation must not exceed the maximum, which then rises with it.
     return f"Ask for more now: `agentcg call set {at.call_id} {option} {ask_bytes >> 20}M`; or next time: {less}."
@@ -97,8 +98,8 @@ def word(action: Action, at: Situation) -> Words | None:
                 Level.CRITICAL,
                 f"The call holds {at.held} and has {declared} reserved; session and host have no room to extend it, so it "
                 f"is being slowed down, for {at.deadline} at most.",
-                f"End or shrink another call (`agentcg call tree` shows them), and it goes on by itself; next time: "
-                f"{need_less(at.command)}.",
+                f"End or shrink another call (`agentcg call tree` shows them, `agentcg call kill ID` ends one), and it goes "
+                f"on by itself; next time: {need_less(at.command)}.",
             )
         case Action.EXTENDED:
             return Words(
@@ -114,8 +115,8 @@ def word(action: Action, at: Situation) -> Words | None:
                 Level.CRITICAL,
                 f"Frozen at {at.held}: there is no room to extend the call, and {at.reason}. Nothing is lost; it goes on "
                 f"when there is room, and is stopped in {at.deadline} if none comes.",
-                f"End or shrink another call (`agentcg call tree`), and it goes on by itself; or end this one and "
-                f"{need_less(at.command)}.",
+                f"End or shrink another call (`agentcg call tree` shows them, `agentcg call kill ID` ends one), and it goes "
+                f"on by itself; or end this one and {need_less(at.command)}.",
             )
         case Action.THAWED:
             return Words(FeedbackKind.THAWED, Level.TIGHT, f"Thawed: {at.reason}. The call goes on.")

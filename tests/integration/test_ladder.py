@@ -83,6 +83,8 @@ async def test_a_stop_call_is_warned_before_its_limit_and_then_left_alone(daemon
     assert f"agentcg call set {call_id} --memory-max 320M" in warning.advice and "-j1" in warning.advice
     assert warning.ladder.rung == t.RUNG_WARNED and warning.ladder.memory_to_ask_bytes == 320 * MIB
     assert warning.limits.memory_max_bytes == 160 * MIB and warning.usage.memory_current_bytes == 151 * MIB
+    shown = (await daemon.agent("web").GetCall(pb.GetCallRequest(call_id=call_id))).call
+    assert shown.ladder == warning.ladder, "whoever looks finds what was told"
     (event,) = [each for each in daemon.history.noted if each.action is Action.WARNED]
     assert event.id == warning.ladder.event_id and dict(event.inputs)["memory_held_bytes"] == 151 * MIB
     assert machine.high_bytes is None, "it is not slowed down on its way"
@@ -114,6 +116,8 @@ async def test_a_throttled_call_that_releases_memory_goes_on(daemon: Daemon) -> 
     await stream.until(t.FEEDBACK_KIND_THROTTLED)
     daemon.host.use_memory(call_id, 50 * MIB)
     assert (await stream.until(t.FEEDBACK_KIND_RELEASED)).ladder.rung == t.RUNG_CALM
+    shown = await daemon.agent("web").GetCall(pb.GetCallRequest(call_id=call_id))
+    assert not shown.call.HasField("ladder")
     assert daemon.controller.call("web", call_id).state is CallState.RUNNING
 
 

@@ -253,6 +253,27 @@ def test_inside_a_session_its_own_calls_are_meant(cli: Cli, inside: ScriptedDaem
     assert "one more call" in cli("limits")[1]
 
 
+def test_an_agent_kills_a_call_of_its_own_without_giving_a_reason(cli: Cli, inside: ScriptedDaemon) -> None:
+    inside.answers["FinishCall"] = agent.FinishCallResponse(report=REPORT)
+    assert json.loads(cli("call", "kill", "c1", "--json")[1]) == as_json(convert.report(REPORT))
+    assert inside.requests("FinishCall") == [agent.FinishCallRequest(call_id="c1")]
+    status, _, errors = cli("call", "kill", "c1", "--reason", "why")
+    assert status == 2 and "--reason is what an operator tells the agent" in errors
+
+
+def test_a_call_is_shown_with_its_rung_and_what_would_be_granted(cli: Cli, outside: ScriptedDaemon) -> None:
+    call = pb.Call(id="c1", session="s", state=pb.CALL_STATE_FROZEN)
+    outside.answers["GetCall"] = operator.OperatorServiceGetCallResponse(call=call)
+    assert "ladder" not in cli("call", "show", "c1")[1]
+    call.ladder.rung = pb.RUNG_FROZEN
+    call.ladder.memory_to_ask_bytes = 3 << 30
+    call.ladder.deadline_at.FromSeconds(1_800_000_000)
+    outside.answers["GetCall"] = operator.OperatorServiceGetCallResponse(call=call)
+    _, shown, _ = cli("call", "show", "c1")
+    (line,) = [line for line in shown.splitlines() if line.startswith("ladder")]
+    assert "frozen until 2027-01-1" in line and "3 GiB would be granted now" in line
+
+
 def test_the_operators_view_is_asked_for_by_name_inside_a_session_too(
     cli: Cli, inside: ScriptedDaemon, operator_daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
