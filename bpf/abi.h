@@ -152,6 +152,23 @@ struct door {
 	__u32 reserved;
 };
 
+/* How the hold of a process at its door was when it was let through. */
+enum passage_hold {
+	HOLD_NEVER_BEGAN,
+	/* It had begun and was over: the process ran on before the daemon was ready. */
+	HOLD_RAN_OUT,
+	HOLD_LASTED,
+};
+
+/* In: who is let through. Out: how it was held. */
+struct passage {
+	__u32 pid;
+	/* enum passage_hold */
+	__u32 hold;
+	/* From the exec until the hold began. */
+	__u64 waited_ns;
+};
+
 /* What did not reach the daemon, per cause. */
 struct losses {
 	/* By enum event_kind: no room in the ring. */

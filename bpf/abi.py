@@ -15,6 +15,7 @@ __all__ = [
     "Account",
     "AttachEvent",
     "Door",
+    "PassageHold",
     "DoorSource",
     "EventHeader",
     "EventKind",
@@ -26,6 +27,7 @@ __all__ = [
     "Losses",
     "Mark",
     "OomEvent",
+    "Passage",
     "ThrottleEvent",
 ]
 
@@ -57,6 +59,14 @@ class DoorSource(IntFlag):
 
     AGENT = 1
     OUTSIDE = 2
+
+
+class PassageHold(IntEnum):
+    """How the hold of a process at its door was when it was let through."""
+
+    NEVER_BEGAN = 0
+    RAN_OUT = 1
+    LASTED = 2
 
 
 class EventHeader(ctypes.Structure):
@@ -192,6 +202,13 @@ class Mark(ctypes.Structure):
     _fields_ = [("is_set", _u32)]
 
 
+class Passage(ctypes.Structure):
+    pid: int
+    hold: int
+    waited_ns: int
+    _fields_ = [("pid", _u32), ("hold", _u32), ("waited_ns", _u64)]
+
+
 class Losses(ctypes.Structure):
     records: "ctypes.Array[ctypes.c_uint64]"
     homes: int
@@ -225,6 +242,7 @@ STRUCTURES: Final[dict[str, type[ctypes.Structure]]] = {
     "throttle_event": ThrottleEvent,
     "account": Account,
     "door": Door,
+    "passage": Passage,
     "losses": Losses,
     "lifecycle_knobs": LifecycleKnobs,
 }

@@ -39,17 +39,18 @@ struct {
 } scheduler_holds SEC(".maps");
 
 /*
- * Keep `p`, a trusted pointer such as bpf_get_current_task_btf(), off its CPU until `until_ns` of CLOCK_MONOTONIC
- * (bpf_ktime_get_ns). False: no memory for the entry. Not for programs that may run while a task's storage is locked.
+ * Keep `p`, a trusted pointer such as bpf_get_current_task_btf(), off its CPU until `now` + `length_ns` of CLOCK_MONOTONIC
+ * (bpf_ktime_get_ns). NULL: no memory for the entry. Not for programs that may run while a task's storage is locked.
  */
-static __always_inline bool hold_task(struct task_struct *p, u64 until_ns)
+static __always_inline struct scheduler_hold *hold_task(struct task_struct *p, u64 now, u64 length_ns)
 {
 	struct scheduler_hold *hold = bpf_task_storage_get(&scheduler_holds, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 
 	if (!hold)
-		return false;
-	hold->until_ns = until_ns;
-	return true;
+		return NULL;
+	hold->asked_at_ns = now;
+	hold->until_ns = now + length_ns;
+	return hold;
 }
 
 /* Let `p` go; it need not be held. */

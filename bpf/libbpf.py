@@ -288,9 +288,11 @@ class _RunOptions(ctypes.Structure):
     ]
 
 
-def run_program(fd: int) -> int:
-    """Runs a program of section "syscall" once, without a context; what it returned (kernel 5.14)."""
+def run_program(fd: int, context: ctypes.Structure | None = None) -> int:
+    """Runs a program of section "syscall" once; what it returned (kernel 5.14). It may read and change `context`."""
     options = _RunOptions(ctypes.sizeof(_RunOptions))
+    if context is not None:
+        options.ctx_in, options.ctx_size_in = ctypes.addressof(context), ctypes.sizeof(context)
     _checked("running a program", library().bpf_prog_test_run_opts, fd, ctypes.byref(options))
     return int(options.retval)
 

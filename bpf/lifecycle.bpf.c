@@ -42,4 +42,6 @@ const union {
 	struct throttle_event throttle;
 	enum exec_flag exec_flag;
 	enum door_source door_source;
+	enum passage_hold passage_hold;
+	struct passage passage;
 } *const event_records = NULL;

@@ -15,6 +15,9 @@
  *
  * The daemon lets a process be that it could not place (`let_be`, by pidfd): neither it nor what it forks is told again.
  *
+ * A hold begins before the first instruction of the new program: on the way back to user mode from execve(2), where the
+ * kernel has task work (6.18), else at a tick in user mode. The daemon ends it with `let_through`.
+ *
  * Handles badly: a thread other than the first that execs in place makes a leader that is taken for the runtime. A process
  * that forks without end and never execs is the runtime's.
  */
@@ -22,7 +25,7 @@
 #define AGENTCGROUP_LIFECYCLE_DOOR_BPF_H
 
 #include "abi.h"
-#include "holds.bpf.h"
+#include "holds_return.bpf.h"
 #include "lifecycle_accounts.bpf.h"
 
 /* account id -> door; written by the daemon. */
@@ -40,6 +43,21 @@ struct {
 	__type(key, int);
 	__type(value, u32);
 } let_be SEC(".maps");
+
+extern struct task_struct *bpf_task_from_pid(s32 pid) __ksym __weak;
+extern void bpf_task_release(struct task_struct *p) __ksym __weak;
+
+struct held_at_door {
+	struct bpf_task_work work;
+};
+
+/* By pid; an entry that is evicted before its hold has begun leaves that to the tick. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u32);
+	__type(value, struct held_at_door);
+} door_held SEC(".maps");
 
 /* A process is born to `parent`, NULL: outside. */
 static __always_inline void inherit_at_door(struct home *home, struct task_struct *parent)
@@ -76,14 +94,54 @@ static __always_inline u32 ask_at_door(u64 account_id, struct task_struct *task,
 	return door->sources & DOOR_AGENT ? EXEC_AT_DOOR : 0;
 }
 
-/* EXEC_HELD when the scheduler was asked to hold `task`, which is at its door. */
+/* EXEC_HELD when `task`, the current one, which is at its door, has a scheduler that was asked to hold it. */
 static __always_inline u32 hold_at_door(u64 account_id, struct task_struct *task, u32 flags)
 {
 	struct door *door = bpf_map_lookup_elem(&doors, &account_id);
+	struct held_at_door fresh = {}, *held;
+	u32 pid = task->pid;
 
-	if (!flags || !door || !door->hold_ns)
+	if (!flags || !door || !door->hold_ns || !can_be_held(task))
 		return 0;
-	return hold_task(task, bpf_ktime_get_ns() + door->hold_ns) ? EXEC_HELD : 0;
+	if (!hold_task(task, bpf_ktime_get_ns(), door->hold_ns))
+		return 0;
+	held = bpf_map_lookup_elem(&door_held, &pid);
+	if (!held) {
+		bpf_map_update_elem(&door_held, &pid, &fresh, BPF_ANY);
+		held = bpf_map_lookup_elem(&door_held, &pid);
+	}
+	if (held)
+		hold_on_way_back(task, &held->work, &door_held);
+	return EXEC_HELD;
+}
+
+/* The hold of a process ends, if it has one; how it was goes into `passage`. */
+SEC("syscall")
+int let_through(struct passage *passage)
+{
+	struct scheduler_hold *hold;
+	struct task_struct *task;
+
+	passage->hold = HOLD_NEVER_BEGAN;
+	passage->waited_ns = 0;
+	if (!bpf_ksym_exists(bpf_task_from_pid) || !bpf_ksym_exists(bpf_task_release))
+		return 0;
+	task = bpf_task_from_pid(passage->pid);
+	if (!task)
+		return 0;
+	hold = bpf_task_storage_get(&scheduler_holds, task, NULL, 0);
+	if (hold) {
+		/* The scheduler has taken this away when the hold began. */
+		if (!hold->asked_at_ns && hold->waited_ns) {
+			passage->hold = hold->begun_at_ns ? HOLD_LASTED : HOLD_RAN_OUT;
+			passage->waited_ns = hold->waited_ns;
+			hold->waited_ns = 0;
+		}
+		hold->asked_at_ns = 0;
+		hold->until_ns = 0;
+	}
+	bpf_task_release(task);
+	return 0;
 }
 
 #endif

@@ -20,20 +20,13 @@
 #ifndef AGENTCGROUP_MEMORY_GUARD_BPF_H
 #define AGENTCGROUP_MEMORY_GUARD_BPF_H
 
-#include "holds.bpf.h"
+#include "holds_return.bpf.h"
 #include "memory_claims.bpf.h"
 
-/* On the way back to user mode, callback(map, key, value): 6.18 and newer. */
-extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct bpf_task_work *work, void *map,
-					      int (*callback)(struct bpf_map *, void *, void *), void *unused) __ksym __weak;
-/* The class of tasks that sched_ext schedules; without it nobody can be held. */
-extern const void ext_sched_class __ksym __weak;
-extern void scx_bpf_kick_cpu(s32 cpu, u64 flags) __ksym __weak;
 extern struct task_struct *bpf_task_from_pid(s32 pid) __ksym __weak;
 extern void bpf_task_release(struct task_struct *p) __ksym __weak;
 
 enum {
-	KICK_PREEMPT = 2,
 	BATCH_PAGES = 64,
 };
 
@@ -79,27 +72,6 @@ static __always_inline struct memory_guard_figures *guard_figures(void)
 	return bpf_map_lookup_elem(&memory_guard_figures, &zero);
 }
 
-/* On the way back to user mode, no lock held: here the scheduler may take the task off. */
-static int on_way_back(struct bpf_map *map, void *key, void *value)
-{
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct scheduler_hold *hold = bpf_task_storage_get(&scheduler_holds, task, NULL, 0);
-
-	if (!hold || hold->until_ns <= bpf_ktime_get_ns())
-		return 0;
-	hold->on_way_back = 1;
-	scx_bpf_kick_cpu(bpf_get_smp_processor_id(), KICK_PREEMPT);
-	/* A kernel that is preempted has been held by now; one that is not is left to the tick. */
-	hold->on_way_back = 0;
-	return 0;
-}
-
-/* Whether a scheduler of sched_ext has the task: every one in mode full, and none without. */
-static __always_inline bool can_be_held(struct task_struct *task)
-{
-	return &ext_sched_class && (u64)task->sched_class == (u64)&ext_sched_class;
-}
-
 static __always_inline void ask(struct memory_account *call, struct task_struct *task, u64 length_ns, u64 max_ns, u64 now)
 {
 	struct memory_guard_figures *figures = guard_figures();
@@ -134,8 +106,7 @@ static __always_inline void ask(struct memory_account *call, struct task_struct 
 	if (!held)
 		return;
 	held->until_ns = until;
-	if (bpf_ksym_exists(bpf_task_work_schedule_resume_impl) && bpf_ksym_exists(scx_bpf_kick_cpu))
-		bpf_task_work_schedule_resume_impl(task, &held->work, &memory_held, on_way_back, NULL);
+	hold_on_way_back(task, &held->work, &memory_held);
 }
 
 /* Put on the books what holds of this thread have ended since its last charge. */

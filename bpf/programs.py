@@ -160,10 +160,10 @@ class Programs:
         self._rings.append(ring)
         return ring
 
-    def run(self, name: str) -> int:
-        """Runs the loaded program `name`, of section "syscall", once; what it returned. Raises BpfError."""
+    def run(self, name: str, context: ctypes.Structure | None = None) -> int:
+        """Runs the loaded program `name`, of section "syscall", once, on `context`; what it returned. Raises BpfError."""
         program = next(program for other, _, program in self._programs() if other == name)
-        return libbpf.run_program(libbpf.program_fd(program))
+        return libbpf.run_program(libbpf.program_fd(program), context)
 
     def recursion_misses(self) -> int:
         """How often a program did not run because it was running on that CPU already: events that nobody saw."""

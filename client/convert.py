@@ -223,6 +223,7 @@ def call(message: pb.Call) -> values.Call:
         report=report(message.report) if message.HasField("report") else None,
         placement_delay_ms=message.placement_delay_ms if message.HasField("placement_delay_ms") else None,
         was_held=message.was_held,
+        held_after_us=message.held_after_us if message.HasField("held_after_us") else None,
         queue=_queue(message.queue) if message.HasField("queue") else None,
         ladder=_ladder(message.ladder) if message.HasField("ladder") else None,
     )

@@ -166,9 +166,11 @@ class Call:
     pid: int = 0
     cgroup: str = ""
     report: Report | None = None
-    # Of a call that came through the transparent door: how long after its exec it was placed.
+    # Of a call that came through the transparent door: how long after its exec it was placed, whether the scheduler held
+    # it until then, and how long after its exec a hold began.
     placement_delay_ms: int | None = None
     was_held: bool = False
+    held_after_us: int | None = None
     # While it waits for room.
     queue: Queue | None = None
     # While it is above its soft limit.

@@ -13,6 +13,7 @@ from agentcgroup.daemon.model import (
     CallLimits,
     CallMemory,
     Capability,
+    DoorHold,
     Event,
     ExitStatus,
     Growth,
@@ -141,8 +142,8 @@ class TransparentDoor(Protocol):
     def let_be(self, process: Process) -> None:
         """Nothing is told of the process, and of what it forks, any more."""
 
-    def release(self, pid: int) -> None:
-        """The process need not be held any longer."""
+    def release(self, pid: int) -> DoorHold | None:
+        """The process need not be held any longer; how it was held, None: not at all."""
 
 
 class Memory(Protocol):

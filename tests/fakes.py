@@ -18,6 +18,7 @@ from agentcgroup.daemon.model import (
     CallLimits,
     CallMemory,
     Capability,
+    DoorHold,
     Event,
     ExitStatus,
     Growth,
@@ -140,6 +141,7 @@ class FakeDoor:
         self.let_alone: list[int] = []
         self.released: list[int] = []
         self.gathered: list[tuple[str, int]] = []
+        self.hold: DoorHold | None = None
 
     def set(self, session: str, scope: TransparentScope) -> None:
         self.scopes[session] = scope
@@ -154,8 +156,9 @@ class FakeDoor:
     def let_be(self, process: Process) -> None:
         self.let_alone.append(process.pid)
 
-    def release(self, pid: int) -> None:
+    def release(self, pid: int) -> DoorHold | None:
         self.released.append(pid)
+        return self.hold
 
 
 class FakeGuard:

@@ -228,7 +228,11 @@ def _rung(call: Call) -> str:
 def _placement(call: Call) -> str:
     if call.placement_delay_ms is None:
         return ""
-    return f"placed {duration(call.placement_delay_ms)} after its exec{', hold asked for' if call.was_held else ''}"
+    placed = f"placed {duration(call.placement_delay_ms)} after its exec"
+    if call.held_after_us is None:
+        return placed
+    held = f"held from {call.held_after_us / 1000:.1f} ms on"
+    return f"{placed}, {held}{'' if call.was_held else ', but not until then'}"
 
 
 def _show(arguments: argparse.Namespace) -> int:

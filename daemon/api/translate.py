@@ -255,6 +255,8 @@ def write_report(report: model.Report) -> pb.Report:
 
 def write_call(call: model.ToolCall, usage: model.Usage, not_enforced: NotEnforced = ()) -> pb.Call:
     """`usage` is read now for a live call and the report's for an ended one."""
+    placement = call.placement
+    hold = placement.hold if placement else None
     return pb.Call(
         id=call.id,
         session=call.session,
@@ -269,8 +271,9 @@ def write_call(call: model.ToolCall, usage: model.Usage, not_enforced: NotEnforc
         pid=call.pid,
         cgroup=call.cgroup,
         report=None if call.report is None else write_report(call.report),
-        placement_delay_ms=call.placement_delay_ms,
-        was_held=call.was_held,
+        placement_delay_ms=placement.delay_ms if placement else None,
+        was_held=hold.lasted if hold else False,
+        held_after_us=hold.began_us if hold else None,
         queue=write_queue(call.queue),
         ladder=write_ladder(call.ladder) if call.ladder is not None and call.is_live else None,
     )

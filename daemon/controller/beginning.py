@@ -38,9 +38,9 @@ class Beginnings(Sampling):
         self._raise_mark(call)
         command = " ".join(call.intent.command) or f"process {call.pid}"
         words = f"Started {command[:120]!r}."
-        if call.placement_delay_ms is not None:
+        if call.placement is not None:
             words += (
-                f" It came without agentcg run and was placed {call.placement_delay_ms} ms after its exec."
+                f" It came without agentcg run and was placed {call.placement.delay_ms} ms after its exec."
             )
         self._decided(Action.BEGUN, call.session, words, call=call, actor=Actor.AGENT, pid=call.pid)
         self._say(FeedbackKind.STARTED, call.session, words, call=call, level=Level.AMPLE)

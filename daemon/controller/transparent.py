@@ -13,10 +13,12 @@ from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.model import (
     CallState,
+    DoorHold,
     FeedbackKind,
     Intent,
     Knock,
     Level,
+    Placement,
     Session,
     SessionState,
     ToolCall,
@@ -73,35 +75,37 @@ class TransparentDoor(Calls):
 
     def knocked(self, knock: Knock) -> None:
         """Makes a call of the process, lets it join one, or leaves it. It runs on in any case."""
-        try:
-            self._answer_knock(knock)
-        finally:
-            self._host.door.release(knock.pid)
-
-    def _answer_knock(self, knock: Knock) -> None:
         session = self._ledger.sessions.get(knock.session)
-        if session is None or session.state is SessionState.CLOSING:
-            return
+        call = hold = None
+        try:
+            if session is not None and session.state is not SessionState.CLOSING:
+                call = self._answer_knock(session, knock)
+        finally:
+            hold = self._host.door.release(knock.pid)
+        if session is not None and call is not None:
+            self._placed(session, call, knock, hold)
+
+    def _answer_knock(self, session: Session, knock: Knock) -> ToolCall | None:
+        """The call that the process has been placed in; None: in none."""
         jobs = self._live_jobs(session)
         ruling = transparent.decide(knock, session.transparent, jobs.values())
         if ruling.outcome is Outcome.STAYS:
             log.debug("%s: %s (%d) stays: %s", knock.session, knock.filename, knock.pid, ruling.reason)
-            return
+            return None
         process = self._host.door.catch(knock.pid)
         if process is None:
             self._missed(session)
-            return
+            return None
         location = self._host.locate(process)
-        if location.call_id:
-            # It has been placed meanwhile: through the launcher, or with whoever forked it.
-            self._host.forget_process(process.pidfd)
-        elif location != Location(session.name):
-            self._host.forget_process(process.pidfd)
+        if location == Location(session.name):
+            if ruling.outcome is Outcome.JOINS:
+                return self._join(session, self._ledger.call(session.name, ruling.call_id), knock, process)
+            return self._begin_knocked(session, knock, process)
+        self._host.forget_process(process.pidfd)
+        # Else it has been placed meanwhile: through the launcher, or with whoever forked it.
+        if not location.call_id:
             self._missed(session)
-        elif ruling.outcome is Outcome.JOINS:
-            self._join(session, self._ledger.call(session.name, ruling.call_id), knock, process)
-        else:
-            self._begin_knocked(session, knock, process)
+        return None
 
     def _live_jobs(self, session: Session) -> dict[str, Job]:
         jobs = self._jobs.setdefault(session.name, {})
@@ -111,47 +115,41 @@ class TransparentDoor(Calls):
                 del jobs[call_id]
         return jobs
 
-    def _begin_knocked(self, session: Session, knock: Knock, process: Process) -> None:
+    def _begin_knocked(self, session: Session, knock: Knock, process: Process) -> ToolCall | None:
         # It runs already, or is held: it cannot wait.
         answer = self.declare(session.name, Intent(command=bounded_command(knock.command)), wait_ms=0)
         if answer.limits is None:
             self._leave(session, knock, process, answer.message, answer.suggestion)
-            return
+            return None
         try:
             # Closes the pidfd, whatever happens.
             call = self.begin_pidfd(session.name, answer.call_id, process.pid, process.pidfd)
         except RequestError as error:
-            if error.kind is Kind.NOT_FOUND:
-                self._missed(session)
-            else:
-                self._explain(session, knock, error.cause, error.next_step)
-            return
+            self._failed(session, knock, error)
+            return None
         self._host.door.gather(session.name, call.id, process.pid)
-        self._placed(session, call, knock)
         self._jobs[session.name][call.id] = Job.of(call.id, knock)
+        return call
 
-    def _join(self, session: Session, call: ToolCall, knock: Knock, process: Process) -> None:
+    def _join(self, session: Session, call: ToolCall, knock: Knock, process: Process) -> ToolCall | None:
         try:
             self._host.place(call.id, process.pid)
         except RequestError as error:
             self._host.forget_process(process.pidfd)
-            if error.kind is Kind.NOT_FOUND:
-                self._missed(session)
-            else:
-                self._explain(session, knock, error.cause, error.next_step)
-            return
+            self._failed(session, knock, error)
+            return None
         self._follow(call, process)
         self._host.door.gather(session.name, call.id, process.pid)
-        self._placed(session, call, knock)
         self._jobs[session.name][call.id].add(knock)
         self._remember_call(call)
+        return call
 
-    def _placed(self, session: Session, call: ToolCall, knock: Knock) -> None:
+    def _placed(self, session: Session, call: ToolCall, knock: Knock, hold: DoorHold | None) -> None:
         delay_ns = max(0, self._clock.now_ns() - knock.executed_at_ns)
         session.transparent_placed += 1
         self.counters.placed(Door.TRANSPARENT, delay_ns / 1e9)
-        if call.placement_delay_ms is None:
-            call.placement_delay_ms, call.was_held = delay_ns // 1_000_000, knock.is_held
+        if call.placement is None:
+            call.placement = Placement(delay_ns // 1_000_000, hold)
 
     # ---- what did not become one
 
@@ -160,6 +158,12 @@ class TransparentDoor(Calls):
         self._host.door.let_be(process)
         self._host.forget_process(process.pidfd)
         self._explain(session, knock, why, suggestion)
+
+    def _failed(self, session: Session, knock: Knock, error: RequestError) -> None:
+        if error.kind is Kind.NOT_FOUND:
+            self._missed(session)
+        else:
+            self._explain(session, knock, error.cause, error.next_step)
 
     def _explain(self, session: Session, knock: Knock, why: str, suggestion: str) -> None:
         command = " ".join(knock.command) or knock.filename

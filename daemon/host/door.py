@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
-from agentcgroup.bpf.abi import DoorSource, ExecFlag
+from agentcgroup.bpf.abi import DoorSource, ExecFlag, PassageHold
 from agentcgroup.bpf.libbpf import BpfError
 from agentcgroup.bpf.records import Exec
 from agentcgroup.bpf.scheduler import SchedulerMode
@@ -20,7 +20,7 @@ from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup
 from agentcgroup.daemon.host.kernel_events import KernelEvents
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
-from agentcgroup.daemon.model import Capability, Knock, SchedulerState, Tier, TransparentScope
+from agentcgroup.daemon.model import Capability, DoorHold, Knock, SchedulerState, Tier, TransparentScope
 from agentcgroup.daemon.ports import Process
 
 __all__ = ["LinuxDoor", "NoDoor", "door_for"]
@@ -89,7 +89,7 @@ class NoDoor:
     def let_be(self, process: Process) -> None:
         return None
 
-    def release(self, pid: int) -> None:
+    def release(self, pid: int) -> DoorHold | None:
         return None
 
 
@@ -180,9 +180,17 @@ class LinuxDoor:
         except BpfError as error:
             log.debug("process %d: %s", process.pid, error)
 
-    def release(self, pid: int) -> None:
-        if self._holds_ns:
-            self._keeper.release(pid)
+    def release(self, pid: int) -> DoorHold | None:
+        if not self._holds_ns:
+            return None
+        try:
+            how, began_ns = self._events.let_through(pid)
+        except BpfError as error:
+            log.warning("process %d stays held, %d ms at most: %s", pid, self._hold_ns // 1_000_000, error)
+            return None
+        return (
+            None if how is PassageHold.NEVER_BEGAN else DoorHold(began_ns // 1000, how is PassageHold.LASTED)
+        )
 
     # ---- the kernel's side
 
@@ -219,7 +227,6 @@ class LinuxDoor:
                 filename=os.fsdecode(record.filename) or record.command,
                 command=tuple(os.fsdecode(argument) for argument in record.arguments),
                 is_from_outside=ExecFlag.FROM_OUTSIDE in record.flags,
-                is_held=ExecFlag.HELD in record.flags,
                 executed_at_ns=time.time_ns() - (boot_ns - record.at_ns),
                 stdin_pipe=_pipe_of(record.pid, 0, but_not=parent_pipes),
                 stdout_pipe=_pipe_of(record.pid, 1, but_not=parent_pipes),

@@ -14,7 +14,7 @@ from typing import Final
 
 import psutil
 
-from agentcgroup.bpf.abi import DoorSource, EventKind, ExecFlag
+from agentcgroup.bpf.abi import DoorSource, EventKind, ExecFlag, PassageHold
 from agentcgroup.bpf.libbpf import BpfError
 from agentcgroup.bpf.lifecycle import LOSSES as LIFECYCLE_LOSSES, Books, Lifecycle
 from agentcgroup.bpf.records import Arrival, Exec, Exit, Fork, OomVictim as OomRecord, Record, Throttle
@@ -192,6 +192,10 @@ class KernelEvents:
     def let_be(self, pidfd: int) -> None:
         """No door is told of this process and of what it forks. Raises BpfError."""
         self._lifecycle.let_be(pidfd)
+
+    def let_through(self, pid: int) -> tuple[PassageHold, int]:
+        """See Lifecycle.let_through. Raises BpfError."""
+        return self._lifecycle.let_through(pid)
 
     # ---- records
 

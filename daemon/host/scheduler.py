@@ -44,7 +44,6 @@ class Scheduler(Protocol):
 
     def attach_scheduler(self, mode: SchedulerMode) -> None: ...
     def set_class(self, cgroup_id: int, latency: LatencyClass) -> None: ...
-    def hold(self, pidfd: int, until_ns: int) -> None: ...
     def end(self) -> SchedulerEnd | None: ...
     def fileno(self) -> int:
         """Becomes readable when it ends."""
@@ -115,17 +114,6 @@ class SchedulerKeeper:
     def listen(self, on_change: Callable[[], None]) -> None:
         """`on_change`, too, hears every change of the status; it must not raise."""
         self._listeners.append(lambda status: on_change())
-
-    def release(self, pid: int) -> None:
-        """The process is not held any more. One that is not held, or has ended, is no error."""
-        if self._scheduler is None:
-            return
-        with contextlib.suppress(OSError):
-            pidfd = os.pidfd_open(pid)
-            try:
-                self._scheduler.hold(pidfd, 0)
-            finally:
-                os.close(pidfd)
 
     def declare_agent(self, cgroup_id: int) -> None:
         """This cgroup is an agent runtime."""

@@ -26,9 +26,11 @@ from agentcgroup.daemon.model.intents import (
     Trim as Trim,
 )
 from agentcgroup.daemon.model.live import (
+    DoorHold as DoorHold,
     FreezeCause as FreezeCause,
     KillReason as KillReason,
     Knock as Knock,
+    Placement as Placement,
     ProcessRef as ProcessRef,
     Session as Session,
     ToolCall as ToolCall,

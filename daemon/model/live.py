@@ -54,11 +54,26 @@ class Knock:
     filename: str
     command: tuple[str, ...]
     is_from_outside: bool
-    is_held: bool
     executed_at_ns: int
     stdin_pipe: int | None = None
     stdout_pipe: int | None = None
     parent_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DoorHold:
+    """The scheduler kept a process at a transparent door off its CPU. `lasted`: until it was let go, else less long."""
+
+    began_us: int  # after its exec
+    lasted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How late after its exec the first process of a call that had not asked was in its cgroup. `hold` None: it ran."""
+
+    delay_ms: int
+    hold: DoorHold | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +144,8 @@ class ToolCall:
     ended_unseen: bool = False
     report: Report | None = None
     children_reserved_bytes: int = 0
-    # Of a call that came through the transparent door: how long after its exec it was placed, and whether the
-    # scheduler was asked to hold it meanwhile.
-    placement_delay_ms: int | None = None
-    was_held: bool = False
+    # Of a call that came through the transparent door.
+    placement: Placement | None = None
     # When a grant that is not begun lapses.
     expires_at_ns: int | None = None
     # While QUEUED.

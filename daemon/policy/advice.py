@@ -7,7 +7,7 @@ figure in it. Calm ends get no advice.
 from dataclasses import dataclass
 from typing import assert_never
 
-from agentcgroup.daemon.model import CallLimits, ExitStatus, OomVictim, Usage, Verdict
+from agentcgroup.daemon.model import CallLimits, DoorHold, ExitStatus, OomVictim, Placement, Usage, Verdict
 from agentcgroup.daemon.policy.thrift import need_less
 from agentcgroup.proto.quantity import format_duration, format_size
 
@@ -27,8 +27,7 @@ class EndedCall:
     session_memory_bytes: int
     victim: OomVictim | None = None
     # Of a call that came through the transparent door.
-    placement_delay_ms: int | None = None
-    was_held: bool = False
+    placement: Placement | None = None
     command: tuple[str, ...] = ()
     # No daemon was there when it ended.
     unseen: bool = False
@@ -54,10 +53,18 @@ def _victim(call: EndedCall) -> str:
 
 def _placement(call: EndedCall) -> str:
     """How late a call that had not asked was placed."""
-    if call.placement_delay_ms is None:
+    if call.placement is None:
         return ""
-    meanwhile = "the scheduler was asked to hold it" if call.was_held else "it ran on the agent's account"
-    return f" It was placed {call.placement_delay_ms} ms after its exec; until then {meanwhile}."
+    return f" It was placed {call.placement.delay_ms} ms after its exec; {_meanwhile(call.placement.hold)}."
+
+
+def _meanwhile(hold: DoorHold | None) -> str:
+    if hold is None:
+        return "until then it ran on the agent's account"
+    began = f"{hold.began_us / 1000:.1f} ms"
+    if hold.lasted:
+        return f"the scheduler held it from {began} on"
+    return f"the scheduler held it from {began} on, but not until the end (scheduler.door_hold)"
 
 
 def _peak(call: EndedCall) -> str:

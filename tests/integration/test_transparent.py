@@ -9,7 +9,15 @@ import grpc
 import pytest
 
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import BudgetRequest, CallState, FeedbackKind, Knock, TransparentRule
+from agentcgroup.daemon.model import (
+    BudgetRequest,
+    CallState,
+    DoorHold,
+    FeedbackKind,
+    Knock,
+    Placement,
+    TransparentRule,
+)
 from agentcgroup.proto.transparent import parse_rule
 from agentcgroup.proto.v1 import operator_pb2 as pb, types_pb2
 from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, descriptors, refusal
@@ -30,7 +38,6 @@ def knock(daemon: Daemon, pid: int, *command: str, **differences: object) -> Kno
         filename="/bin/sleep",
         command=command or ("sleep", "600"),
         is_from_outside=False,
-        is_held=True,
         executed_at_ns=daemon.controller._clock.now_ns() - 7_000_000,
     )
     return dataclasses.replace(plain, **differences)  # type: ignore[arg-type]
@@ -46,17 +53,19 @@ async def until_no_call_is_left(daemon: Daemon) -> None:
 async def test_a_knock_becomes_a_call_that_says_how_late(daemon: Daemon) -> None:
     await opened(daemon)
     pid = daemon.process("web")
+    daemon.host.door.hold = DoorHold(300, True)
     messages = daemon.controller.feed.subscribe("web")
     daemon.controller.knocked(knock(daemon, pid))
     started = await asyncio.wait_for(anext(messages), DEADLINE_S)
     (call,) = daemon.controller.calls("web")
     assert (call.pid, call.state, call.intent.command) == (pid, CallState.RUNNING, ("sleep", "600"))
-    assert call.placement_delay_ms == 7 and call.was_held
+    assert call.placement == Placement(7, DoorHold(300, True))
     assert started.kind is FeedbackKind.STARTED and "7 ms after its exec" in started.message
     assert daemon.host.door.released == [pid] and daemon.host.door.gathered == [(call.id, pid)]
     os.kill(pid, signal.SIGKILL)
     await until_no_call_is_left(daemon)
-    assert "placed 7 ms after its exec" in daemon.history.entries[0].report.message
+    said = "placed 7 ms after its exec; the scheduler held it from 0.3 ms on."
+    assert said in daemon.history.entries[0].report.message
 
 
 async def test_a_job_goes_on_until_its_last_process_has_ended(daemon: Daemon) -> None:

@@ -66,6 +66,12 @@ def test_latency_classes_and_counters_are_numbered_alike() -> None:
     assert counters == {name.upper(): number for number, name in enumerate(scheduler.COUNTERS)}
 
 
+def test_holds_have_the_same_numbers_in_both_languages(types: Handle) -> None:
+    assert btf.enumeration(types, "passage_hold") == {
+        f"HOLD_{how.name}": how.value for how in abi.PassageHold
+    }
+
+
 def test_the_knobs_are_constants_of_the_object(types: Handle) -> None:
     knobs = btf.section(types, ".rodata").fields["knobs"]
     assert knobs.size_bytes == ctypes.sizeof(abi.LifecycleKnobs)

@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pytest
 
-from agentcgroup.bpf.abi import DoorSource, ExecFlag
+from agentcgroup.bpf.abi import DoorSource, ExecFlag, PassageHold
 from agentcgroup.bpf.records import Exec
 from agentcgroup.bpf.scheduler import SchedulerMode
 from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.host.door import LinuxDoor, NoDoor
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
-from agentcgroup.daemon.model import Knock, TransparentScope
+from agentcgroup.daemon.model import DoorHold, Knock, TransparentScope
 from tests.unit.daemon.host.test_scheduler import Kernel
 
 ACCOUNT = 4711
@@ -27,6 +27,10 @@ class Events:
     def __init__(self) -> None:
         self.doors: dict[int, tuple[DoorSource, int]] = {}
         self.tell: Any = None
+        self.passage = PassageHold.NEVER_BEGAN, 0
+
+    def let_through(self, pid: int) -> tuple[PassageHold, int]:
+        return self.passage
 
     def listen_at_door(self, on_exec: Any) -> None:
         self.tell = on_exec
@@ -57,11 +61,15 @@ async def test_processes_are_held_as_long_as_the_scheduler_schedules_everything(
     door = door_of(events, keeper)
     door.set("web", TransparentScope.ALL)
     assert events.doors == {ACCOUNT: (BOTH, 0)}
-    door.release(os.getpid())
+    events.passage = PassageHold.LASTED, 120_000
+    assert door.release(os.getpid()) is None
     keeper.start()
     assert events.doors == {ACCOUNT: (BOTH, 50_000_000)}
-    door.release(os.getpid())
-    assert kernel.loaded[0].holds == [0]
+    assert door.release(os.getpid()) == DoorHold(120, lasted=True)
+    events.passage = PassageHold.RAN_OUT, 120_000
+    assert door.release(os.getpid()) == DoorHold(120, lasted=False)
+    events.passage = PassageHold.NEVER_BEGAN, 0
+    assert door.release(os.getpid()) is None
     await keeper.stop()
     assert events.doors == {ACCOUNT: (BOTH, 0)}
 
@@ -100,12 +108,7 @@ def test_an_exec_is_told_as_a_knock_with_the_pipes_that_are_not_its_parents() ->
         (knock,) = heard
         assert child.stdin is not None
         assert knock.stdin_pipe == os.fstat(child.stdin.fileno()).st_ino and knock.stdout_pipe is None
-    assert (knock.session, knock.pid, knock.parent_pid, knock.is_held) == (
-        "web",
-        child.pid,
-        os.getpid(),
-        True,
-    )
+    assert (knock.session, knock.pid, knock.parent_pid) == ("web", child.pid, os.getpid())
     assert (knock.filename, knock.command) == ("/bin/make", ("make", "-j\udcff"))
     assert knock.process_group == 7 and knock.parent_process_group == 8
     assert time.time_ns() - knock.executed_at_ns >= 3_000_000

@@ -34,11 +34,7 @@ class Loaded:
         self.classes: dict[int, LatencyClass] = {}
         self.ended: SchedulerEnd | None = None
         self.is_closed = False
-        self.holds: list[int] = []
         self._bell = os.eventfd(0)
-
-    def hold(self, pidfd: int, until_ns: int) -> None:
-        self.holds.append(until_ns)
 
     def throw_off(self, end: SchedulerEnd) -> None:
         self.ended = end

@@ -24,7 +24,6 @@ def knock(*command: str, **differences: object) -> Knock:
         filename=f"/usr/bin/{command[0]}",
         command=command,
         is_from_outside=False,
-        is_held=False,
         executed_at_ns=0,
     )
     return dataclasses.replace(plain, **differences)  # type: ignore[arg-type]

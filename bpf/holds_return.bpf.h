@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/*
+ * Holds that begin at once: where a task goes back to user mode from what it is doing in the kernel now, with no lock of
+ * the kernel. For the writers of holds, whose contract is in holds.bpf.h; needs task work (kernel 6.18) and a scheduler of
+ * sched_ext. Where one of them is missing, a hold begins at a tick in user mode, or not at all.
+ */
+#ifndef AGENTCGROUP_HOLDS_RETURN_BPF_H
+#define AGENTCGROUP_HOLDS_RETURN_BPF_H
+
+#include "holds.bpf.h"
+
+enum {
+	KICK_PREEMPT = 2,
+};
+
+/* On the way back to user mode, callback(map, key, value): 6.18 and newer. */
+extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct bpf_task_work *work, void *map,
+					      int (*callback)(struct bpf_map *, void *, void *), void *unused) __ksym __weak;
+/* The class of tasks that sched_ext schedules; without it nobody can be held. */
+extern const void ext_sched_class __ksym __weak;
+extern void scx_bpf_kick_cpu(s32 cpu, u64 flags) __ksym __weak;
+
+/* Whether a scheduler of sched_ext has the task: every one in mode full, and none without. */
+static __always_inline bool can_be_held(struct task_struct *task)
+{
+	return &ext_sched_class && (u64)task->sched_class == (u64)&ext_sched_class;
+}
+
+/* On the way back to user mode, no lock held: here the scheduler may take the task off. */
+static int on_way_back(struct bpf_map *map, void *key, void *value)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct scheduler_hold *hold = bpf_task_storage_get(&scheduler_holds, task, NULL, 0);
+
+	if (!hold || hold->until_ns <= bpf_ktime_get_ns())
+		return 0;
+	hold->on_way_back = 1;
+	scx_bpf_kick_cpu(bpf_get_smp_processor_id(), KICK_PREEMPT);
+	/* A kernel that is preempted has been held by now; one that is not is left to the tick. */
+	hold->on_way_back = 0;
+	return 0;
+}
+
+/* `task`, which is the current one and has a hold: let it begin on its way back. `work` lies in a value of `map`, a hash. */
+static __always_inline void hold_on_way_back(struct task_struct *task, struct bpf_task_work *work, void *map)
+{
+	if (bpf_ksym_exists(bpf_task_work_schedule_resume_impl) && bpf_ksym_exists(scx_bpf_kick_cpu))
+		bpf_task_work_schedule_resume_impl(task, work, map, on_way_back, NULL);
+}
+
+#endif
