@@ -136,7 +136,11 @@ def measure_flood(
 
 
 def _load(command: list[str], cgroup: Path) -> Load:
-    rows = _run(command, cgroup)
+    return read_load(_run(command, cgroup))
+
+
+def read_load(rows: Sequence[Sequence[str]]) -> Load:
+    """What the spawner said of a rate or a flood, split at tabs."""
     head = {row[0]: int(row[1]) for row in rows[:4]}
     results = [(int(duration_ns), status) for _, duration_ns, status in rows[4:]]
     return Load(

@@ -47,6 +47,7 @@ enabled = {metrics}
 port = {port}
 [docker]
 enabled = false
+{more}
 """
 
 
@@ -69,6 +70,10 @@ class Subject:
     root: Path
     session_dir: str
     port: int
+
+    @property
+    def operator_socket(self) -> Path:
+        return self.directory / "run" / "operator.sock"
 
     def rss_bytes(self) -> int:
         """Resident memory of the daemon, proc_pid_statm(5)."""
@@ -139,8 +144,8 @@ def cgroup_path(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def running_daemon(port: int = 29464, log_level: str = "info") -> Iterator[Subject]:
-    """Start a daemon, open a session, and take everything down again. Raises BenchError."""
+def running_daemon(port: int = 29464, log_level: str = "info", more: str = "") -> Iterator[Subject]:
+    """Start a daemon, open a session, and take everything down again. `more` is configuration. Raises BenchError."""
     # Socket paths are short, so a directory in /tmp and not one below the results.
     directory = Path(tempfile.mkdtemp(prefix="agb-", dir="/tmp"))
     name = f"agentcgroup-{directory.name}"
@@ -148,7 +153,7 @@ def running_daemon(port: int = 29464, log_level: str = "info") -> Iterator[Subje
     configuration.write_text(
         CONFIGURATION.format(
             run_dir=directory / "run", state_dir=directory / "state", root=f"/{name}", memory=MEMORY,
-            calls_max=CALLS_MAX, metrics="true", port=port, log_level=log_level,
+            calls_max=CALLS_MAX, metrics="true", port=port, log_level=log_level, more=more,
         )
     )  # fmt: skip
     (directory / "state").mkdir()

@@ -1,11 +1,16 @@
 """The transparent door on kernels with controllers: placed, and held meanwhile where there is sched_ext."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from agentcgroup.bpf import features
-from agentcgroup.client import HistoryEntry, OperatorClient, Verdict
+from agentcgroup.client import Call, OperatorClient
 from tests.running import RunningDaemon, running_daemon, wait_until
 from tests.shell_agent import Agent
 
@@ -13,6 +18,8 @@ pytestmark = pytest.mark.kernel
 
 MIB = 1 << 20
 HAS_HOLDS = features.sched_ext().is_available
+TOOL_MIB = 64
+TRIES = 10
 COUNT = 20
 
 
@@ -21,7 +28,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
     # Without sched_ext the mode is refused by the kernel, which the daemon says and goes on. An emulated machine, as the
     # guest is, takes its time.
     scheduler = '[scheduler]\nmode = "full"\ndoor_hold = "500ms"\n'
-    settings = f'[bpf]\nenabled = "on"\n{scheduler}[call]\nmemory = "64M"\n'
+    settings = f'[bpf]\nenabled = "on"\n{scheduler}[call]\nmemory = "128M"\n'
     with running_daemon(tmp_path_factory.mktemp("door"), settings, unenforced="refuse") as running:
         yield running
 
@@ -41,28 +48,76 @@ def agent(
     agent.end()
 
 
-def leaf_peak_bytes(agent: Agent) -> int:
-    leaf = agent.daemon.root / agent.name / "agent"
-    return int((leaf / "memory.peak").read_text())
+def placed(agent: Agent) -> Call:
+    """The only call, when its placement is known."""
+    (call,) = agent.calls()
+    assert call.placement_delay_ms is not None
+    return call
 
 
-def test_what_a_tool_needs_is_on_its_own_account_and_it_is_held_where_that_can_be(agent: Agent) -> None:
-    agent.run("/bin/true; /bin/true")
-    before = leaf_peak_bytes(agent)
-    agent.run("dd if=/dev/zero of=/dev/null bs=64M count=8 2>/dev/null")
-    grown = leaf_peak_bytes(agent) - before
+def take(agent: Agent, fifo: Path) -> tuple[Call, int]:
+    """A tool that takes all its memory before it can do anything; the call, and what the agent's own memory rose by.
 
-    def told() -> list[HistoryEntry]:
-        return [entry for entry in agent.operator.history(agent.name) if entry.intent.command[:1] == ("dd",)]
+    `dd` fills its buffer, then waits for somebody who reads.
+    """
+    peak = os.open(agent.daemon.root / agent.name / "agent" / "memory.peak", os.O_RDWR)
+    reader = os.open(fifo, os.O_RDWR)
+    try:
+        # Since 6.12: of this descriptor alone.
+        os.write(peak, b"reset")
+        before = int(os.pread(peak, 64, 0))
+        agent.begin(f"dd if=/dev/zero bs={TOOL_MIB}M count=1 status=none > {fifo}")
+        call = placed(agent)
+        os.read(reader, 1)
+        grown = int(os.pread(peak, 64, 0)) - before
+        os.kill(call.pid, signal.SIGKILL)
+        agent.calls(0)
+        return call, grown
+    finally:
+        os.close(reader)
+        os.close(peak)
 
-    wait_until(lambda: len(told()) == 1, what="the call of dd in the history")
-    (dd,) = told()
-    print(f"agent leaf grew by {grown / MIB:.2f} MiB; {dd.report.message}")
-    assert dd.report.verdict is Verdict.OK
-    # A hold begins at a tick that finds the tool in user mode; what it had by then is the agent's.
-    assert dd.report.usage.memory_peak_bytes is not None
-    assert not HAS_HOLDS or dd.report.usage.memory_peak_bytes > 32 * MIB
-    assert ("was asked to hold it" in dd.report.message) == HAS_HOLDS
+
+def test_what_a_tool_needs_is_on_its_own_account(agent: Agent, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    agent.run("/bin/true")
+    tries = [take(agent, fifo) for _ in range(1 if HAS_HOLDS else 2)]
+    # A hold is bounded; where the daemon was slower than that, the daemon says so, and a later one will do.
+    while HAS_HOLDS and not tries[-1][0].was_held and len(tries) < TRIES:
+        tries.append(take(agent, fifo))
+    for call, grown in tries:
+        print(
+            f"placed after {call.placement_delay_ms} ms, held from {call.held_after_us} us on, until then:"
+            f" {call.was_held}; the agent's memory rose by {grown / MIB:.2f} MiB"
+        )
+    call, grown = tries[-1]
+    assert call.was_held == HAS_HOLDS
+    assert (call.held_after_us is not None) == HAS_HOLDS
+    if HAS_HOLDS and features.task_work().is_available:
+        # Not one instruction of the tool has run before.
+        assert grown < 1_000_000
+
+
+def test_whatever_way_a_tool_comes_it_is_a_call_of_its_own(agent: Agent) -> None:
+    python = "import subprocess; subprocess.run(['/bin/sleep', '0.5'])"
+    ways = {
+        "bash": "bash -lc '/bin/sleep 0.5; :'",
+        "zsh": "zsh -c '/bin/sleep 0.5; :'",
+        "sh": "sh -c '/bin/sleep 0.5; :'",
+        sys.executable: f'{sys.executable} -c "{python}"',
+    }
+    for command in ways.values():
+        agent.run(command)
+    agent.run("printf 'cd /; /bin/sleep 0.6\\n/bin/sleep 0.7 | /bin/cat\\n' | /bin/bash")
+    enter = ["nsenter", "--target", str(agent.shell.pid), "--all", "--join-cgroup", "/bin/sleep", "0.8"]
+    subprocess.run(enter, check=True, timeout=60)
+    commands = agent.commands(len(ways) + 3)
+    assert [command[0] for command in commands[: len(ways)]] == list(ways)
+    persistent = commands[len(ways) : -1]
+    assert persistent[0] == ("/bin/sleep", "0.6") and persistent[1] in (("/bin/sleep", "0.7"), ("/bin/cat",))
+    assert commands[-1] == ("/bin/sleep", "0.8")
+    assert agent.operator.session(agent.name).calls_ended == len(ways) + 3
 
 
 def test_of_short_commands_all_are_told_and_nothing_leaks(agent: Agent) -> None:
@@ -80,12 +135,6 @@ def test_of_short_commands_all_are_told_and_nothing_leaks(agent: Agent) -> None:
         f" holds: {HAS_HOLDS}; {[entry.report.message for entry in agent.operator.history(agent.name)][:5]}"
     )
     assert session.memory_reserved_bytes == 0 and agent.daemon.call_cgroups() == []
-
-
-def test_a_persistent_shell_yields_a_call_for_each_command(agent: Agent) -> None:
-    agent.run("printf 'cd /; /bin/sleep 0.5\\n/bin/sleep 0.6 | /bin/cat\\n' | /bin/bash")
-    commands = agent.commands(2)
-    assert commands[0] == ("/bin/sleep", "0.5") and len(commands) == 2
 
 
 def test_the_daemon_that_ends_frees_who_is_held(tmp_path_factory: pytest.TempPathFactory) -> None:
