@@ -20,7 +20,12 @@ from bench import kernel_cpu, kernel_door, kernel_memory, kernel_overhead
 from bench.kernel_part import Part
 
 # One line for a new part.
-PARTS: Final[tuple[Part, ...]] = (kernel_cpu.PART, kernel_memory.PART, kernel_overhead.PART, kernel_door.PART)
+PARTS: Final[tuple[Part, ...]] = (
+    kernel_cpu.PART,
+    kernel_memory.PART,
+    kernel_overhead.PART,
+    kernel_door.PART,
+)
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 OUT: Final = REPOSITORY / "build" / "bench"

@@ -52,7 +52,15 @@ class Agent:
     def __init__(self, daemon: subject.Subject, operator: OperatorClient) -> None:
         self.daemon, self.operator = daemon, operator
         self.leaf = daemon.root / SESSION / "agent"
-        command = ["session", "run", SESSION, "--memory", subject.MEMORY, "--transparent", "all,exclude=spawner"]
+        command = [
+            "session",
+            "run",
+            SESSION,
+            "--memory",
+            subject.MEMORY,
+            "--transparent",
+            "all,exclude=spawner",
+        ]
         self._shell = subprocess.Popen(
             [str(LAUNCHER), *command, "--", "bash"],
             stdin=subprocess.PIPE,

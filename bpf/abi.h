@@ -53,6 +53,8 @@ enum exec_flag {
 	EXEC_FROM_OUTSIDE = 2,
 	/* The scheduler was asked to hold it. */
 	EXEC_HELD = 4,
+	/* Its cgroup lies outside of the account: it has entered the namespaces only. */
+	EXEC_VISITOR = 8,
 };
 
 struct exec_event {

@@ -13,6 +13,7 @@ __all__ = [
     "FILENAME_BYTES",
     "STRUCTURES",
     "Account",
+    "AccountId",
     "AttachEvent",
     "Door",
     "PassageHold",
@@ -52,6 +53,7 @@ class ExecFlag(IntFlag):
     AT_DOOR = 1
     FROM_OUTSIDE = 2
     HELD = 4
+    VISITOR = 8
 
 
 class DoorSource(IntFlag):
@@ -200,6 +202,11 @@ class Mark(ctypes.Structure):
     """The value of a map in which only the key counts."""
 
     _fields_ = [("is_set", _u32)]
+
+
+class AccountId(ctypes.Structure):
+    value: int
+    _fields_ = [("value", _u64)]
 
 
 class Passage(ctypes.Structure):

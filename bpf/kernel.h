@@ -104,6 +104,18 @@ struct mm_struct {
 	struct percpu_counter rss_stat[4];
 };
 
+struct ns_common {
+	unsigned int inum;
+};
+
+struct mnt_namespace {
+	struct ns_common ns;
+};
+
+struct nsproxy {
+	struct mnt_namespace *mnt_ns;
+};
+
 struct sched_class;
 
 struct task_struct {
@@ -117,6 +129,7 @@ struct task_struct {
 	struct css_set *cgroups;
 	struct signal_struct *signal;
 	struct mm_struct *mm;
+	struct nsproxy *nsproxy;
 	unsigned int memcg_nr_pages_over_high;
 	const struct sched_class *sched_class;
 };

@@ -83,6 +83,7 @@ class Lifecycle:
         try:
             self._accounts = self._programs.hash_map("accounts", abi.Account)
             self._doors = self._programs.hash_map("doors", abi.Door)
+            self._namespaces = self._programs.hash_map("door_namespaces", abi.AccountId)
             self._losses = self._programs.array_map("losses", abi.Losses)
             self._ring = self._programs.ring("events", self._on_record)
             self._programs.attach()
@@ -155,6 +156,16 @@ class Lifecycle:
 
     def remove_door(self, account_id: int) -> None:
         self._doors.delete(account_id)
+
+    def set_namespace(self, mount_namespace: int, account_id: int) -> None:
+        """Who executes a program in this mount namespace, and lives in no account, stands at the account's door.
+
+        `mount_namespace`: the inode of /proc/PID/ns/mnt. Raises BpfError.
+        """
+        self._namespaces.put(mount_namespace, abi.AccountId(account_id))
+
+    def remove_namespace(self, mount_namespace: int) -> None:
+        self._namespaces.delete(mount_namespace)
 
     def let_be(self, pidfd: int) -> None:
         """No door is told of this process, nor of what it forks from now on. Raises BpfError: it has ended."""

@@ -13,6 +13,9 @@
  *             make      in a call: lives in the call's account, does not pass here. In a bash that was left: told
  *         sh            by docker exec: told, and said to be from outside
  *
+ * And there are visitors, whose cgroup lies in no account: who executes a program in the mount namespace of a container
+ * that is a session (nsenter --all without --join-cgroup). They, too, come from outside.
+ *
  * The daemon lets a process be that it could not place (`let_be`, by pidfd): neither it nor what it forks is told again.
  *
  * A hold begins before the first instruction of the new program: on the way back to user mode from execve(2), where the
@@ -35,6 +38,14 @@ struct {
 	__type(key, u64);
 	__type(value, struct door);
 } doors SEC(".maps");
+
+/* Mount namespace, by its number, which is the inode's -> account id; written by the daemon for accounts with a door. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64);
+	__type(value, u64);
+} door_namespaces SEC(".maps");
 
 /* Written by the daemon for the leader of a process: not 0. */
 struct {
@@ -92,6 +103,25 @@ static __always_inline u32 ask_at_door(u64 account_id, struct task_struct *task,
 	if (home->is_from_outside)
 		return door->sources & DOOR_OUTSIDE ? EXEC_AT_DOOR | EXEC_FROM_OUTSIDE : 0;
 	return door->sources & DOOR_AGENT ? EXEC_AT_DOOR : 0;
+}
+
+/* The account that `task` visits, which lives in none; 0: none. */
+static __always_inline u64 account_visited(struct task_struct *task)
+{
+	u64 namespace = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
+	u64 *account_id = bpf_map_lookup_elem(&door_namespaces, &namespace);
+
+	return account_id ? *account_id : 0;
+}
+
+/* Flags as of ask_at_door. */
+static __always_inline u32 ask_visitor(u64 account_id, struct task_struct *task)
+{
+	struct door *door = bpf_map_lookup_elem(&doors, &account_id);
+
+	if (!door || !(door->sources & DOOR_OUTSIDE) || bpf_task_storage_get(&let_be, task, 0, 0))
+		return 0;
+	return EXEC_AT_DOOR | EXEC_FROM_OUTSIDE | EXEC_VISITOR;
 }
 
 /* EXEC_HELD when `task`, the current one, which is at its door, has a scheduler that was asked to hold it. */

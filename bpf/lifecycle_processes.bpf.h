@@ -111,19 +111,24 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	u32 zero = 0, flags;
 	u64 size;
 
-	if (!account_id)
-		return 0;
-	ADD(cgroup, execs, 1, 0);
-	/* Here before its account was opened; or a new leader, made by an exec in another thread, whom nobody has told. */
-	home = home_of(task);
-	if (home && !home->is_known) {
-		home->account_id = account_id;
-		home->is_known = 1;
-		home->is_runtime = 1;
+	if (account_id) {
+		ADD(cgroup, execs, 1, 0);
+		/* Here before its account was opened; or a new leader, made by an exec in another thread, whom nobody has told. */
+		home = home_of(task);
+		if (home && !home->is_known) {
+			home->account_id = account_id;
+			home->is_known = 1;
+			home->is_runtime = 1;
+		}
+		flags = ask_at_door(account_id, task, home);
+		if (!flags && !is_reported(EVENT_EXEC))
+			return 0;
+	} else {
+		account_id = account_visited(task);
+		flags = account_id ? ask_visitor(account_id, task) : 0;
+		if (!flags)
+			return 0;
 	}
-	flags = ask_at_door(account_id, task, home);
-	if (!flags && !is_reported(EVENT_EXEC))
-		return 0;
 	/* Tracing programs do not nest on one CPU, so the scratch is ours until the return. */
 	event = bpf_map_lookup_elem(&exec_scratch, &zero);
 	if (!event)

@@ -136,8 +136,11 @@ class TransparentDoor(Protocol):
     def catch(self, pid: int) -> Process | None:
         """The process that knocked; None when it has ended."""
 
-    def gather(self, session: str, call_id: str, pid: int) -> int:
-        """Moves what the process has forked in the agent leaf into the call, where it is itself; how many."""
+    def gather(self, session: str, call_id: str, pid: int, is_visitor: bool) -> int:
+        """Moves what the process has forked before it was placed into the call, where it is itself; how many.
+
+        Of a visitor that is what is outside of the session, else what is in the agent leaf.
+        """
 
     def let_be(self, process: Process) -> None:
         """Nothing is told of the process, and of what it forks, any more."""

@@ -149,7 +149,7 @@ class FakeDoor:
     def catch(self, pid: int) -> Process | None:
         return Process(pid, os.pidfd_open(pid)) if _is_alive(pid) else None
 
-    def gather(self, session: str, call_id: str, pid: int) -> int:
+    def gather(self, session: str, call_id: str, pid: int, is_visitor: bool) -> int:
         self.gathered.append((call_id, pid))
         return 0
 

@@ -97,7 +97,7 @@ class TransparentDoor(Calls):
             self._missed(session)
             return None
         location = self._host.locate(process)
-        if location == Location(session.name):
+        if location == (Location() if knock.is_visitor else Location(session.name)):
             if ruling.outcome is Outcome.JOINS:
                 return self._join(session, self._ledger.call(session.name, ruling.call_id), knock, process)
             return self._begin_knocked(session, knock, process)
@@ -127,7 +127,7 @@ class TransparentDoor(Calls):
         except RequestError as error:
             self._failed(session, knock, error)
             return None
-        self._host.door.gather(session.name, call.id, process.pid)
+        self._host.door.gather(session.name, call.id, process.pid, knock.is_visitor)
         self._jobs[session.name][call.id] = Job.of(call.id, knock)
         return call
 
@@ -139,7 +139,7 @@ class TransparentDoor(Calls):
             self._failed(session, knock, error)
             return None
         self._follow(call, process)
-        self._host.door.gather(session.name, call.id, process.pid)
+        self._host.door.gather(session.name, call.id, process.pid, knock.is_visitor)
         self._jobs[session.name][call.id].add(knock)
         self._remember_call(call)
         return call

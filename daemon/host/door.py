@@ -6,14 +6,17 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 from agentcgroup.bpf.abi import DoorSource, ExecFlag, PassageHold
 from agentcgroup.bpf.libbpf import BpfError
 from agentcgroup.bpf.records import Exec
 from agentcgroup.bpf.scheduler import SchedulerMode
+from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupError
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
@@ -83,7 +86,7 @@ class NoDoor:
     def catch(self, pid: int) -> Process | None:
         return None
 
-    def gather(self, session: str, call_id: str, pid: int) -> int:
+    def gather(self, session: str, call_id: str, pid: int, is_visitor: bool) -> int:
         return 0
 
     def let_be(self, process: Process) -> None:
@@ -114,6 +117,8 @@ class LinuxDoor:
         self._hold_ns = hold_ms * 1_000_000
         # By account, which is the session's cgroup.
         self._doors: dict[int, tuple[str, TransparentScope]] = {}
+        # The mount namespaces of containers that are sessions, by account.
+        self._namespaces: dict[int, int] = {}
         self._knocked: Callable[[Knock], None] = lambda knock: None
         events.listen_at_door(self._on_exec)
         keeper.listen(self._on_scheduler)
@@ -129,6 +134,7 @@ class LinuxDoor:
             return
         try:
             self._tell(account_id, scope)
+            self._watch_namespace(account_id, self._sessions[session].agent)
         except BpfError as error:
             raise RequestError(
                 Kind.HOST,
@@ -142,6 +148,9 @@ class LinuxDoor:
         """The session has ended, or wants no door any more."""
         if self._doors.pop(account_id, None) is not None:
             self._events.remove_door(account_id)
+        namespace = self._namespaces.pop(account_id, None)
+        if namespace is not None:
+            self._events.remove_namespace(namespace)
 
     def close(self) -> None:
         """Before the kernel's events are closed: nothing is told any more."""
@@ -158,13 +167,18 @@ class LinuxDoor:
             return None
         return Process(pid, pidfd)
 
-    def gather(self, session: str, call_id: str, pid: int) -> int:
-        leaf, call = self._sessions[session].agent, self._calls[call_id]
+    def gather(self, session: str, call_id: str, pid: int, is_visitor: bool) -> int:
+        group, call = self._sessions[session], self._calls[call_id]
         members = [pid]
         for _ in range(_GATHER_ROUNDS):
             born = {child for member in members for child in _children_of(member)} - set(members)
+            if not born:
+                break
             # What became another call, or was placed by somebody else, is not ours to move.
-            left = born & set(leaf.all_process_ids()) if born else born
+            if is_visitor:
+                left = born - set(group.cgroup.all_process_ids())
+            else:
+                left = born & set(group.agent.all_process_ids())
             if not left:
                 break
             for each in left:
@@ -203,6 +217,14 @@ class LinuxDoor:
     def _tell(self, account_id: int, scope: TransparentScope) -> None:
         self._events.set_door(account_id, _SOURCES[scope], self._holds_ns)
 
+    def _watch_namespace(self, account_id: int, leaf: Cgroup) -> None:
+        """Of a container: who enters its mount namespace, but not its cgroup, is told, too."""
+        namespace = _mount_namespace_of(_oldest(leaf.all_process_ids()))
+        ours = _mount_namespace_of(os.getpid()), _mount_namespace_of(1)
+        if namespace is not None and namespace not in ours:
+            self._events.set_namespace(namespace, account_id)
+            self._namespaces[account_id] = namespace
+
     def _on_scheduler(self) -> None:
         """It came or went: from now on processes are held, or are not."""
         for account_id, (session, scope) in self._doors.items():
@@ -227,6 +249,7 @@ class LinuxDoor:
                 filename=os.fsdecode(record.filename) or record.command,
                 command=tuple(os.fsdecode(argument) for argument in record.arguments),
                 is_from_outside=ExecFlag.FROM_OUTSIDE in record.flags,
+                is_visitor=ExecFlag.VISITOR in record.flags,
                 executed_at_ns=time.time_ns() - (boot_ns - record.at_ns),
                 stdin_pipe=_pipe_of(record.pid, 0, but_not=parent_pipes),
                 stdout_pipe=_pipe_of(record.pid, 1, but_not=parent_pipes),
@@ -252,6 +275,22 @@ def _children_of(pid: int) -> set[int]:
         with contextlib.suppress(OSError):
             found.update(map(int, (thread / "children").read_text(encoding="ascii").split()))
     return found
+
+
+def _oldest(pids: Iterable[int]) -> int | None:
+    """Who was there first: of a container its init."""
+    born: dict[int, float] = {}
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            born[pid] = psutil.Process(pid).create_time()
+    return min(born, key=born.__getitem__, default=None)
+
+
+def _mount_namespace_of(pid: int | None) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}/ns/mnt").st_ino
+    except OSError:
+        return None
 
 
 def _name_of(pid: int) -> str:

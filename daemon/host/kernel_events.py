@@ -189,6 +189,13 @@ class KernelEvents:
     def remove_door(self, account_id: int) -> None:
         self._lifecycle.remove_door(account_id)
 
+    def set_namespace(self, mount_namespace: int, account_id: int) -> None:
+        """See Lifecycle.set_namespace. Raises BpfError."""
+        self._lifecycle.set_namespace(mount_namespace, account_id)
+
+    def remove_namespace(self, mount_namespace: int) -> None:
+        self._lifecycle.remove_namespace(mount_namespace)
+
     def let_be(self, pidfd: int) -> None:
         """No door is told of this process and of what it forks. Raises BpfError."""
         self._lifecycle.let_be(pidfd)

@@ -42,6 +42,7 @@ class FreezeCause(StrEnum):
 class Knock:
     """An exec in the agent's own cgroup of a session with a transparent door: a tool that came without asking.
 
+    `is_visitor`: it comes from outside, and its cgroup still lies there: it has entered a container's namespaces only.
     Pids and process groups are the host's. `command` may be cut. The pipes on its standard input and output are inodes;
     None: no pipe, the parent's own, or not known. `parent_name` is the kernel's name for the parent, "" when not known.
     """
@@ -58,6 +59,7 @@ class Knock:
     stdin_pipe: int | None = None
     stdout_pipe: int | None = None
     parent_name: str = ""
+    is_visitor: bool = False
 
 
 @dataclass(frozen=True, slots=True)

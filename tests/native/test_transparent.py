@@ -151,6 +151,29 @@ def test_what_enters_from_outside_is_a_call(agent: Agent) -> None:
     assert agent.commands() == [("/bin/sleep", "30")]
 
 
+@pytest.mark.parametrize("agent", ["outside"], indirect=True)
+def test_what_enters_a_containers_namespaces_and_not_its_cgroup_is_a_call(agent: Agent) -> None:
+    # What replaces the runtime in place is the runtime; a container's is there before its session.
+    agent.begin("exec unshare --mount bash")
+    agent.run(":")
+    agent.operator.update_session(agent.name, transparent="all")
+    entering = ["nsenter", "--target", str(agent.shell.pid), "--mount"]
+    own = cgroup_of(os.getpid())
+    subprocess.run(["sh", "-c", "sleep 0.2"], check=True, timeout=30)
+    with subprocess.Popen([*entering, "sh", "-c", "sleep 30; :"]) as entered:
+        (call,) = agent.calls()
+        assert call.pid == entered.pid and call.intent.command == ("sh", "-c", "sleep 30; :")
+        assert cgroup_of(call.pid).endswith(call.id) and cgroup_of(os.getpid()) == own
+        agent.operator.kill_call(call.id)
+        assert entered.wait(30) == -signal.SIGKILL
+    # A shell that reads its commands stays where it is, and each of them is a call.
+    subprocess.run([*entering, "sh"], input="sleep 0.3\n", text=True, check=True, timeout=30)
+    assert agent.commands(2)[1] == ("sleep", "0.3")
+    agent.operator.update_session(agent.name, transparent="agent")
+    subprocess.run([*entering, "sleep", "0.3"], check=True, timeout=30)
+    assert agent.operator.session(agent.name).calls_ended == 2
+
+
 def test_what_the_process_had_forked_comes_along(agent: Agent) -> None:
     # A shell with a child of its own that becomes another program in place.
     agent.begin("(/bin/true & exec -a first bash -c 'exec sleep 30') & wait; echo done-0")

@@ -43,7 +43,8 @@ class Events:
 
 
 def door_of(events: Events, keeper: SchedulerKeeper) -> LinuxDoor:
-    sessions = {"web": SimpleNamespace(cgroup=SimpleNamespace(id=ACCOUNT))}
+    leaf = SimpleNamespace(all_process_ids=lambda: (os.getpid(),))
+    sessions = {"web": SimpleNamespace(cgroup=SimpleNamespace(id=ACCOUNT), agent=leaf)}
     return LinuxDoor(cast(Any, events), keeper, cast(Any, sessions), {}, hold_ms=50)
 
 
