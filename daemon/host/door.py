@@ -175,10 +175,8 @@ class LinuxDoor:
             if not born:
                 break
             # What became another call, or was placed by somebody else, is not ours to move.
-            if is_visitor:
-                left = born - set(group.cgroup.all_process_ids())
-            else:
-                left = born & set(group.agent.all_process_ids())
+            known = set((group.cgroup if is_visitor else group.agent).all_process_ids())
+            left = born - known if is_visitor else born & known
             if not left:
                 break
             for each in left:

@@ -99,24 +99,35 @@ def test_what_a_tool_needs_is_on_its_own_account(agent: Agent, tmp_path: Path) -
         assert grown < 1_000_000
 
 
-def test_whatever_way_a_tool_comes_it_is_a_call_of_its_own(agent: Agent) -> None:
-    python = "import subprocess; subprocess.run(['/bin/sleep', '0.5'])"
+def test_whatever_way_a_tool_comes_it_is_a_call_of_its_own(agent: Agent, tmp_path: Path) -> None:
+    # Each tool waits at a gate until it has been seen, however slow this machine is.
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+
+    def seen() -> tuple[str, ...]:
+        call = placed(agent)
+        gate.write_text("go\n")
+        wait_until(lambda: call.id not in [each.id for each in agent.operator.calls(agent.name)])
+        return call.intent.command
+
+    python = f"import subprocess; subprocess.run(['/bin/cat', '{gate}'])"
     ways = {
-        "bash": "bash -lc '/bin/sleep 0.5; :'",
-        "zsh": "zsh -c '/bin/sleep 0.5; :'",
-        "sh": "sh -c '/bin/sleep 0.5; :'",
+        "bash": f"bash -lc 'read line < {gate}; :'",
+        "zsh": f"zsh -c 'read line < {gate}; :'",
+        "sh": f"sh -c 'read line < {gate}; :'",
         sys.executable: f'{sys.executable} -c "{python}"',
     }
-    for command in ways.values():
-        agent.run(command)
-    agent.run("printf 'cd /; /bin/sleep 0.6\\n/bin/sleep 0.7 | /bin/cat\\n' | /bin/bash")
-    enter = ["nsenter", "--target", str(agent.shell.pid), "--all", "--join-cgroup", "/bin/sleep", "0.8"]
-    subprocess.run(enter, check=True, timeout=60)
-    commands = agent.commands(len(ways) + 3)
-    assert [command[0] for command in commands[: len(ways)]] == list(ways)
-    persistent = commands[len(ways) : -1]
-    assert persistent[0] == ("/bin/sleep", "0.6") and persistent[1] in (("/bin/sleep", "0.7"), ("/bin/cat",))
-    assert commands[-1] == ("/bin/sleep", "0.8")
+    for name, command in ways.items():
+        agent.begin(command)
+        assert seen()[0] == name
+    agent.begin(f"printf 'cd /; /bin/cat {gate}\\n/bin/sort {gate}\\n' | /bin/bash")
+    assert seen() == ("/bin/cat", str(gate))
+    assert seen() == ("/bin/sort", str(gate))
+    enter = ["nsenter", "--target", str(agent.shell.pid), "--all", "--join-cgroup", "/bin/cat", str(gate)]
+    with subprocess.Popen(enter) as entered:
+        assert seen() == ("/bin/cat", str(gate))
+        assert entered.wait(60) == 0
+    agent.run(":")
     assert agent.operator.session(agent.name).calls_ended == len(ways) + 3
 
 
