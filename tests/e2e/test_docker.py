@@ -190,6 +190,10 @@ def test_what_enters_a_transparent_container_is_a_call_without_the_launcher(imag
     )
     entries = await_history(container.name, 3)
     assert [each.intent.command for each in entries] == [("sleep", "2"), ("sleep", "1"), ("sleep", "2")]
+    # Who enters the container's namespaces, and not its cgroup, comes from outside as well.
+    first = run("docker", "inspect", "--format", "{{.State.Pid}}", container.name)
+    subprocess.run(["nsenter", "--target", first, "--all", "sleep", "3"], check=True, capture_output=True)
+    assert await_history(container.name, 4)[0].intent.command == ("sleep", "3")
     assert container.execute("cat", "/proc/1/cgroup") == "0::/agent"
     container.remove()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentcgroup.daemon.model import CallLimits, ExitStatus, OomVictim, Usage, Verdict
+from agentcgroup.daemon.model import CallLimits, DoorHold, ExitStatus, OomVictim, Placement, Usage, Verdict
 from agentcgroup.daemon.policy.advice import EndedCall, word
 
 MIB = 1 << 20
@@ -78,3 +78,21 @@ def test_pids_and_deadline_name_the_option_that_helps() -> None:
     assert "--pids 100" in word(ended(Verdict.PIDS_LIMIT, ExitStatus(exit_code=1)))[1]
     message, advice = word(ended(Verdict.DEADLINE))
     assert "deadline of 2 s" in message and "--timeout" in advice
+
+
+@pytest.mark.parametrize(
+    ("hold", "words"),
+    [
+        (None, "; until then it ran on the agent's account."),
+        (DoorHold(60, lasted=True), "; the scheduler held it from 0.1 ms on."),
+        (
+            DoorHold(4_200, lasted=False),
+            "; the scheduler held it from 4.2 ms on, but not until the end (scheduler.door_hold).",
+        ),
+    ],
+)
+def test_a_report_says_how_late_a_call_was_placed_and_what_it_did_until_then(
+    hold: DoorHold | None, words: str
+) -> None:
+    message, _ = word(ended(Verdict.OK, placement=Placement(7, hold)))
+    assert f"It was placed 7 ms after its exec{words}" in message
