@@ -186,12 +186,16 @@ def fentry() -> BpfFact:
 
 def task_work() -> BpfFact:
     """Whether a program can be called back in a task on its way back to user mode (kernel 6.18)."""
-    name = "bpf_task_work_schedule_resume_impl"
-    try:
-        loader.attach_target_id(name, _ATTACH_TRACE_FENTRY)
-    except OSError as error:
-        return BpfFact(False, f"{name}: {error.strerror or error}")
-    return BpfFact(True, f"the kernel has {name}")
+    detail = ""
+    # The first since 7.0.
+    for name in ("bpf_task_work_schedule_resume", "bpf_task_work_schedule_resume_impl"):
+        try:
+            loader.attach_target_id(name, _ATTACH_TRACE_FENTRY)
+        except OSError as error:
+            detail = f"{name}: {error.strerror or error}"
+        else:
+            return BpfFact(True, f"the kernel has {name}")
+    return BpfFact(False, detail)
 
 
 def attachable(section: str) -> BpfFact:

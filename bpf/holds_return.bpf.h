@@ -13,9 +13,16 @@ enum {
 	KICK_PREEMPT = 2,
 };
 
-/* On the way back to user mode, callback(map, key, value): 6.18 and newer. */
+/* Set to 0 where the kernel will not have task work as it is used here, which has changed twice since 6.18. */
+const volatile u32 uses_task_work = 1;
+
+typedef int task_work_callback(struct bpf_map *map, void *key, void *value);
+
+/* On the way back to user mode, callback(map, key, value): the first since 7.0, the second in 6.18 and 6.19. */
+extern int bpf_task_work_schedule_resume(struct task_struct *task, struct bpf_task_work *work, void *map,
+					 task_work_callback *callback) __ksym __weak;
 extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct bpf_task_work *work, void *map,
-					      int (*callback)(struct bpf_map *, void *, void *), void *unused) __ksym __weak;
+					      task_work_callback *callback, void *unused) __ksym __weak;
 /* The class of tasks that sched_ext schedules; without it nobody can be held. */
 extern const void ext_sched_class __ksym __weak;
 extern void scx_bpf_kick_cpu(s32 cpu, u64 flags) __ksym __weak;
@@ -44,7 +51,11 @@ static int on_way_back(struct bpf_map *map, void *key, void *value)
 /* `task`, which is the current one and has a hold: let it begin on its way back. `work` lies in a value of `map`, a hash. */
 static __always_inline void hold_on_way_back(struct task_struct *task, struct bpf_task_work *work, void *map)
 {
-	if (bpf_ksym_exists(bpf_task_work_schedule_resume_impl) && bpf_ksym_exists(scx_bpf_kick_cpu))
+	if (!uses_task_work || !bpf_ksym_exists(scx_bpf_kick_cpu))
+		return;
+	if (bpf_ksym_exists(bpf_task_work_schedule_resume))
+		bpf_task_work_schedule_resume(task, work, map, on_way_back);
+	else if (bpf_ksym_exists(bpf_task_work_schedule_resume_impl))
 		bpf_task_work_schedule_resume_impl(task, work, map, on_way_back, NULL);
 }
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from agentcgroup.bpf import abi, libbpf
 from agentcgroup.bpf.abi import DoorSource, EventKind, PassageHold
-from agentcgroup.bpf.programs import Absent, Programs, object_path
+from agentcgroup.bpf.programs import YOUNG, Absent, Programs, object_path
 from agentcgroup.bpf.records import Record, command_name, decode
 from agentcgroup.bpf.shared_maps import SharedMaps
 
@@ -114,6 +114,10 @@ class Lifecycle:
             found.append(f"time in memory.high throttling: {reasons.get('on_throttle_end', 'not attached')}")
         if "on_oom_kill" in reasons:
             found.append(f"whose limit an out-of-memory kill was for: {reasons['on_oom_kill']}")
+        if YOUNG in reasons:
+            found.append(
+                f"when a process goes back to user mode, so that holds begin late: {reasons[YOUNG]}"
+            )
         return tuple(found)
 
     # ---- accounts

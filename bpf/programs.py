@@ -18,7 +18,7 @@ from agentcgroup.bpf.program_info import program_info
 from agentcgroup.bpf.ringbuf import RingBuffer
 from agentcgroup.bpf.shared_maps import SharedMaps
 
-__all__ = ["Absent", "ProgramStatistics", "Programs", "object_path"]
+__all__ = ["YOUNG", "Absent", "ProgramStatistics", "Programs", "object_path"]
 
 _RODATA: Final = ".rodata"
 # Attached to nothing; see `run`.
@@ -26,12 +26,18 @@ _ON_DEMAND: Final = "syscall"
 # Verifier log: level 4 is the statistics alone, one line; but 6.18 filled 64 KiB for the scheduler, and failed the load.
 _LOG_STATISTICS: Final = 4
 _LOG_BYTES: Final = 4 << 20
+# A constant that is 1 in objects that use interfaces of the kernel which still change; see holds_return.bpf.h.
+YOUNG: Final = "uses_task_work"
 _V = TypeVar("_V", bound=ctypes.Structure)
+
+
+class _Word(ctypes.Structure):
+    _fields_ = [("value", ctypes.c_uint32)]
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A program that this kernel does not take, and what it answered."""
+    """A program that this kernel does not take, and what it answered; or what programs may use, of no section."""
 
     name: str
     section: str
@@ -84,18 +90,18 @@ class Programs:
         self._rings: list[RingBuffer] = []
         self._logs: dict[str, ctypes.Array[ctypes.c_char]] = {}
         self._object: Handle | None = libbpf.open_object(self.path)
+        knobs, sizes = knobs or {}, sizes or {}
         try:
-            self._set_knobs(knobs or {})
-            for name, entries in (sizes or {}).items():
-                libbpf.set_max_entries(libbpf.find_map(self._open(), name), entries)
-            self._leave_out_absent()
-            if with_statistics:
-                self._ask_for_statistics()
-            if shared is not None:
-                shared.lend(self._open())
-            libbpf.load(self._open(), os.path.basename(self.path))
-            if shared is not None:
-                shared.keep(self._open())
+            has_young = self._has_constant(YOUNG)
+            try:
+                self._load(knobs, sizes, shared, with_statistics)
+            except BpfError as error:
+                if not has_young:
+                    raise
+                libbpf.close_object(self._open())
+                self._object = libbpf.open_object(self.path)
+                self._load({**knobs, YOUNG: _Word(0)}, sizes, shared, with_statistics)
+                self.absent += (Absent(YOUNG, "", str(error)),)
         except BaseException:
             self.close()
             raise
@@ -206,6 +212,32 @@ class Programs:
         while program is not None:
             yield libbpf.program_name(program), libbpf.section_name(program), program
             program = libbpf.next_program(self._open(), program)
+
+    def _load(
+        self,
+        knobs: Mapping[str, ctypes.Structure],
+        sizes: Mapping[str, int],
+        shared: SharedMaps | None,
+        with_statistics: bool,
+    ) -> None:
+        self.absent = ()
+        self._set_knobs(knobs)
+        for name, entries in sizes.items():
+            libbpf.set_max_entries(libbpf.find_map(self._open(), name), entries)
+        self._leave_out_absent()
+        if with_statistics:
+            self._ask_for_statistics()
+        if shared is not None:
+            shared.lend(self._open())
+        libbpf.load(self._open(), os.path.basename(self.path))
+        if shared is not None:
+            shared.keep(self._open())
+
+    def _has_constant(self, name: str) -> bool:
+        try:
+            return name in btf.section(libbpf.btf_of(self._open()), _RODATA).fields
+        except BpfError:
+            return False
 
     def _set_knobs(self, knobs: Mapping[str, ctypes.Structure]) -> None:
         if not knobs:

@@ -1,6 +1,7 @@
 """The lifecycle programs on this kernel: real processes in real cgroups, seen, counted, lost and left alone."""
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 import pytest
 
-from agentcgroup.bpf import features
+from agentcgroup.bpf import features, libbpf
 from agentcgroup.bpf.abi import ARGUMENTS_BYTES, EventKind
 from agentcgroup.bpf.libbpf import BpfError
 from agentcgroup.bpf.lifecycle import LOSSES, Books, Lifecycle
@@ -353,3 +354,25 @@ def test_without_programs_everything_works_and_says_what_is_missing(tmp_path: Pa
         rows = {row.name: row for row in operator.host().capabilities}
         assert not rows["bpf_tracing"].available and "switched off" in rows["bpf_tracing"].detail
         assert rows["bpf_tracing"].cost
+
+
+def test_a_kernel_that_refuses_task_work_has_all_the_rest(
+    cgroup: Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+
+    def refuse_once(handle: libbpf.Handle, name: str) -> None:
+        loads.append(name)
+        if len(loads) == 1:
+            raise BpfError("loading: another signature", errno.EINVAL)
+        load(handle, name)
+
+    load = libbpf.load
+    monkeypatch.setattr(libbpf, "load", refuse_once)
+    with contextlib.closing(Lifecycle(lambda record: None)) as lifecycle:
+        assert loads == ["lifecycle.bpf.o"] * 2
+        assert any("another signature" in unseen for unseen in lifecycle.unseen)
+        lifecycle.open_account(cgroup.id)
+        subprocess.run(["true"], check=True, preexec_fn=lambda: cgroup.place(os.getpid()))
+        books = lifecycle.read_account(cgroup.id)
+        assert books is not None and books.execs == 1
