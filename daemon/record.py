@@ -19,6 +19,7 @@ from agentcgroup.daemon.model import (
     Intent,
     KillReason,
     Labels,
+    Placement,
     Priority,
     Session,
     ToolCall,
@@ -66,8 +67,7 @@ class _CallRecord(msgspec.Struct, frozen=True, kw_only=True):
     frozen_by: tuple[FreezeCause, ...] = ()
     kill_reason: KillReason | None = None
     kill_note: str = ""
-    placement_delay_ms: int | None = None
-    was_held: bool = False
+    placement: Placement | None = None
     # See Life.followed.
     followed: tuple[int, ...] = ()
 
@@ -132,8 +132,7 @@ def encode_call(call: ToolCall, followed: tuple[int, ...] = ()) -> bytes:
             frozen_by=tuple(sorted(call.frozen_by)),
             kill_reason=call.kill_reason,
             kill_note=call.kill_note,
-            placement_delay_ms=call.placement_delay_ms,
-            was_held=call.was_held,
+            placement=call.placement,
             followed=followed,
         )
     )
@@ -156,8 +155,7 @@ def decode_call(data: bytes, session: str) -> tuple[ToolCall, tuple[int, ...]]:
         frozen_by=set(kept.frozen_by),
         kill_reason=kept.kill_reason,
         kill_note=kept.kill_note,
-        placement_delay_ms=kept.placement_delay_ms,
-        was_held=kept.was_held,
+        placement=kept.placement,
     )
     return call, kept.followed
 

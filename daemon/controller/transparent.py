@@ -141,7 +141,6 @@ class TransparentDoor(Calls):
         self._follow(call, process)
         self._host.door.gather(session.name, call.id, process.pid, knock.is_visitor)
         self._jobs[session.name][call.id].add(knock)
-        self._remember_call(call)
         return call
 
     def _placed(self, session: Session, call: ToolCall, knock: Knock, hold: DoorHold | None) -> None:
@@ -150,6 +149,7 @@ class TransparentDoor(Calls):
         self.counters.placed(Door.TRANSPARENT, delay_ns / 1e9)
         if call.placement is None:
             call.placement = Placement(delay_ns // 1_000_000, hold)
+        self._remember_call(call)
 
     # ---- what did not become one
 
