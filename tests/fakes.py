@@ -237,6 +237,7 @@ class FakeHost:
         self.listener: HostListener | None = None
         self.sessions: dict[str, Budget] = {}
         self.calls: dict[str, FakeCall] = {}
+        self.call_growth: dict[str, Growth] = {}
         self.homes: dict[int, str] = {}
         self.guard = FakeGuard()
         self.statuses: dict[int, ExitStatus] = {}
@@ -273,7 +274,7 @@ class FakeHost:
         self.reopened.clear()
 
     def memory_growth(self) -> tuple[dict[str, Growth], dict[str, Growth]]:
-        return {}, {}
+        return {}, self.call_growth
 
     def scheduler(self) -> SchedulerStatus:
         return self.scheduler_status

@@ -7,6 +7,7 @@ no marks, no reads.
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from agentcgroup.daemon.model import (
     CallState,
     FeedbackKind,
     FreezeCause,
+    Growth,
     KillReason,
     Level,
     MemoryBreach,
@@ -171,6 +173,7 @@ class Protection(Ladders):
         if host is None:
             return None, {}
         now_ns = self._clock.now_ns()
+        _, rates = self._host.memory_growth()
         sessions: list[SessionView] = []
         calls: list[CallView] = []
         readings: dict[str, SessionMemory] = {}
@@ -179,7 +182,9 @@ class Protection(Ladders):
             if memory is None:
                 continue
             readings[session.name] = memory
-            running = [] if session.state is SessionState.FROZEN else self._call_views(session, now_ns)
+            running = (
+                [] if session.state is SessionState.FROZEN else self._call_views(session, now_ns, rates)
+            )
             calls += running
             sessions.append(
                 SessionView(
@@ -209,8 +214,11 @@ class Protection(Ladders):
         )
         return view, readings
 
-    def _call_views(self, session: Session, now_ns: int) -> list[CallView]:
-        """Calls that run, or would but for us. What others have frozen does not grow, and is theirs to thaw."""
+    def _call_views(self, session: Session, now_ns: int, rates: Mapping[str, Growth]) -> list[CallView]:
+        """Calls that run, or would but for us. What others have frozen does not grow, and is theirs to thaw.
+
+        `rates` is the kernel's word, where there is one: at the first look for a while nothing else says how fast it is.
+        """
         found = []
         for call in session.calls.values():
             if call.parent_id or call.state not in (CallState.RUNNING, CallState.FROZEN):
@@ -223,6 +231,9 @@ class Protection(Ladders):
             hold = self._holds.get(call.id)
             reading = self._call_growth.setdefault(call.id, _Reading(0, call.started_at_ns))
             growth = reading.update(usage, now_ns, decays=hold is None)
+            if hold is None and call.id in rates:
+                # Of who is held only what it took since then counts.
+                growth = max(growth, rates[call.id].rate_bytes_per_s)
             promised = protection.promised_bytes(
                 call.intent.memory_bytes, call.limits.memory_bytes, usage, session.priority
             )

@@ -13,6 +13,7 @@ from agentcgroup.daemon.model import (
     CallState,
     FeedbackKind,
     FreezeCause,
+    Growth,
     Intent,
     KillReason,
     Level,
@@ -296,3 +297,20 @@ async def test_a_mark_is_no_trap_for_calls_that_begin(world: World) -> None:
     await asyncio.sleep(0)
     after = world.memory.marks["b"]
     assert before is not None and after is not None and after - before == 200 * MIB
+
+
+async def test_the_first_look_for_a_while_goes_by_the_kernels_word(world: World) -> None:
+    await world.session("top", Priority.HIGH)
+    await world.session("low", Priority.LOW)
+    world.call("top", declared=500, wants=400, has=400)
+    low = world.call("low", declared=100, wants=300, has=300)
+    await world.run(60_000)
+    before = world.decided(low)
+    # A burst of which the last minute says nothing.
+    growth = Growth(300 * MIB, 2_000 * MIB, 2_000 * MIB, over_soft_us=0, is_over_soft=False, breaches=1)
+    world.daemon.host.call_growth[low.id] = growth
+    world.look()
+    assert world.decided(low) == [*before, Action.SLOWED]
+    # It has stopped since: what the kernel remembers of it is nothing to freeze it for.
+    await world.run(300)
+    assert Action.FROZEN not in world.decided(low)
