@@ -5,6 +5,7 @@ test says.
 """
 
 import asyncio
+import mmap
 import os
 import signal
 from collections import Counter
@@ -176,6 +177,11 @@ class FakeGuard:
         return GuardFigures(3, 1_500_000, 1)
 
 
+def _in_pages(limit_bytes: int | None) -> int | None:
+    """As memory.max has it."""
+    return None if limit_bytes is None else limit_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+
+
 class FakeRecords:
     """`kept`: by name, of sessions and calls; it outlives a daemon like the rest of the machine."""
 
@@ -196,7 +202,7 @@ class FakeRecords:
                 name,
                 self.kept.get(name),
                 is_frozen=name in self._host.frozen_sessions,
-                memory_max_bytes=budget.memory_max_bytes,
+                memory_max_bytes=_in_pages(budget.memory_max_bytes),
             )
             for name, budget in self._host.sessions.items()
             if name not in self._host.reopened | self._host.containers
@@ -211,7 +217,7 @@ class FakeRecords:
                 pids=tuple(pid for pid in group.pids if _is_alive(pid)),
                 has_run=bool(group.pids),
                 is_frozen=group.frozen,
-                memory_max_bytes=group.limits.memory_max_bytes,
+                memory_max_bytes=_in_pages(group.limits.memory_max_bytes),
                 pids_max=group.limits.pids_max,
             )
             for call_id, group in self._host.calls.items()

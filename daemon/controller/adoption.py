@@ -8,6 +8,7 @@ and named in the log, with its limits in force.
 import asyncio
 import dataclasses
 import logging
+import mmap
 import os
 from typing import Any, Final
 
@@ -78,14 +79,11 @@ class Adoption(Draining):
         )
         if session.name != kept.name:
             raise BadRecord(f"its record is that of session {session.name!r}")
-        session.budget = dataclasses.replace(
-            session.budget,
-            memory_max_bytes=max(
-                kept.memory_max_bytes or session.budget.memory_max_bytes,
-                session.budget.agent_memory_bytes + 1,
-            ),
-            pids_max=kept.pids_max or session.budget.pids_max,
-        )
+        budget = session.budget
+        memory_max_bytes = _in_force(kept.memory_max_bytes, budget.memory_max_bytes)
+        if memory_max_bytes is not None and memory_max_bytes > budget.agent_memory_bytes:
+            budget = dataclasses.replace(budget, memory_max_bytes=memory_max_bytes)
+        session.budget = dataclasses.replace(budget, pids_max=kept.pids_max or budget.pids_max)
         session.cgroup = self._host.reopen_session(session)
         if kept.is_frozen:
             # Of all sessions only operators freeze the calls as a whole.
@@ -160,10 +158,13 @@ class Adoption(Draining):
             raise BadRecord(f"its record is that of call {call.id!r}")
         if call.parent_id and call.parent_id not in session.calls:
             raise BadRecord("the call around it is left alone")
+        limits = call.limits
+        memory_max_bytes = _in_force(kept.memory_max_bytes, limits.memory_max_bytes)
         call.limits = dataclasses.replace(
-            call.limits,
-            memory_max_bytes=kept.memory_max_bytes or call.limits.memory_max_bytes,
-            pids_max=kept.pids_max or call.limits.pids_max,
+            limits,
+            memory_bytes=min(limits.memory_bytes, memory_max_bytes or limits.memory_bytes),
+            memory_max_bytes=memory_max_bytes,
+            pids_max=kept.pids_max or limits.pids_max,
         )
         call.cgroup = self._host.reopen_call(call)
         if call.started_at_ns is None:
@@ -245,3 +246,10 @@ class Adoption(Draining):
                 await self.settle()
         except TimeoutError:
             log.warning("some calls have not ended in %.0f s; the next start reports them", _ENDS_WITHIN_S)
+
+
+def _in_force(kernel: int | None, recorded: int | None) -> int | None:
+    """A memory limit as it stands in the kernel, which keeps whole pages; `recorded` where the kernel has none."""
+    if kernel is None or (recorded is not None and 0 <= recorded - kernel < mmap.PAGESIZE):
+        return recorded
+    return kernel

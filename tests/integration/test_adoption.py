@@ -62,7 +62,7 @@ async def test_a_session_goes_on_with_all_that_was_decided_about_it(daemon: Daem
         priority=Priority.HIGH,
         labels=(("project", "shop"),),
     )
-    daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=3 * GIB), None)
+    daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=3 * GIB + 1), None)
     before = session.budget, session.created_at_ns
     async with next_daemon(daemon) as after:
         (taken,) = after.controller.sessions()
@@ -78,7 +78,10 @@ async def test_a_session_goes_on_with_all_that_was_decided_about_it(daemon: Daem
 
 async def test_a_running_call_goes_on_and_ends_like_any_other(daemon: Daemon) -> None:
     await daemon.open("s")
-    call = await begun(daemon, "s", Intent(memory_bytes=100 * MIB, command=("make", "caf\udce9")))
+    intent = Intent(
+        memory_bytes=100 * MIB, memory_max_bytes=100 * MIB + 1, pids_max=9, command=("make", "caf\udce9")
+    )
+    call = await begun(daemon, "s", intent)
     async with next_daemon(daemon) as after:
         taken = after.controller.call("s", call.id)
         assert taken.state is CallState.RUNNING
