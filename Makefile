@@ -18,7 +18,7 @@ PROGRAMS := $(patsubst %.c,%.o,$(wildcard $(PACKAGE)/bpf/*.bpf.c))
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z][a-z_-]*:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z_-]*:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ## ---- generated code ------------------------------------------------------------------------------------------------
 

@@ -257,6 +257,7 @@ class Endings(Learning):
                 placement=call.placement,
                 command=call.intent.command,
                 unseen=call.ended_unseen,
+                finished=call.kill_reason is KillReason.FINISHED,
                 kill_note=call.kill_note,
                 memory_grantable_bytes=admission.memory_available_bytes(
                     self._session_view(session), self._host_view()

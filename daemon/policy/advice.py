@@ -31,6 +31,8 @@ class EndedCall:
     command: tuple[str, ...] = ()
     # No daemon was there when it ended.
     unseen: bool = False
+    # Its caller said that it is over, without saying how.
+    finished: bool = False
 
 
 def _victim(call: EndedCall) -> str:
@@ -162,6 +164,8 @@ def _message(call: EndedCall) -> str:
         case Verdict.UNKNOWN:
             if call.unseen:
                 return f"Ended while agentcgroupd was away, after at most {took}{_peak(call)}; its exit status is not known."
+            if call.finished:
+                return f"Ended by its caller after {took}{_peak(call)}."
             return f"Ended after {took}{_peak(call)}; how is not known."
         case _:
             assert_never(call.verdict)

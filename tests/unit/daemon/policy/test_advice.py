@@ -96,3 +96,8 @@ def test_a_report_says_how_late_a_call_was_placed_and_what_it_did_until_then(
 ) -> None:
     message, _ = word(ended(Verdict.OK, placement=Placement(7, hold)))
     assert f"It was placed 7 ms after its exec{words}" in message
+
+
+def test_a_call_that_its_caller_ended_is_not_called_a_riddle() -> None:
+    assert word(ended(Verdict.UNKNOWN, finished=True))[0].startswith("Ended by its caller after 2.1 s")
+    assert "how is not known" in word(ended(Verdict.UNKNOWN))[0]
