@@ -11,7 +11,10 @@
 
 enum {
 	KICK_PREEMPT = 2,
+	KICK_LOOKS = 256,
 };
+
+#define KICK_NS (50 * 1000ULL)
 
 /* Set to 0 where the kernel will not have task work as it is used here, which has changed twice since 6.18. */
 const volatile u32 uses_task_work = 1;
@@ -33,30 +36,46 @@ static __always_inline bool can_be_held(struct task_struct *task)
 	return &ext_sched_class && (u64)task->sched_class == (u64)&ext_sched_class;
 }
 
-/* On the way back to user mode, no lock held: here the scheduler may take the task off. */
-static int on_way_back(struct bpf_map *map, void *key, void *value)
-{
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct scheduler_hold *hold = bpf_task_storage_get(&scheduler_holds, task, NULL, 0);
+struct kick {
+	struct scheduler_hold *hold;
+	u64 until_ns;
+	u32 holds;
+};
 
-	if (!hold || hold->until_ns <= bpf_ktime_get_ns())
-		return 0;
-	hold->on_way_back = 1;
-	scx_bpf_kick_cpu(bpf_get_smp_processor_id(), KICK_PREEMPT);
-	/* A kernel that is preempted has been held by now; one that is not is left to the tick. */
-	hold->on_way_back = 0;
-	return 0;
+static long has_come(u32 look, struct kick *kick)
+{
+	return *(volatile u32 *)&kick->hold->holds != kick->holds || bpf_ktime_get_ns() > kick->until_ns;
 }
 
-/* `task`, which is the current one and has a hold: let it begin on its way back. `work` lies in a value of `map`, a hash. */
-static __always_inline void hold_on_way_back(struct task_struct *task, struct bpf_task_work *work, void *map)
+/*
+ * Called on the way back to user mode, no lock held: here the scheduler may take the task off. The kick is an interrupt,
+ * which may take a moment to come; a kernel that can be preempted returns from it when the hold is over, one that cannot is
+ * left to the tick: false.
+ */
+static __always_inline bool be_held(struct scheduler_hold *hold)
+{
+	struct kick kick = {.hold = hold, .until_ns = bpf_ktime_get_ns() + KICK_NS, .holds = hold->holds};
+
+	hold->on_way_back = 1;
+	scx_bpf_kick_cpu(bpf_get_smp_processor_id(), KICK_PREEMPT);
+	bpf_loop(KICK_LOOKS, has_come, &kick, 0);
+	hold->on_way_back = 0;
+	return hold->holds != kick.holds;
+}
+
+/*
+ * `task`, which is the current one and has a hold: let it begin on its way back, in `callback`. `work` lies in a value of
+ * `map`, a hash.
+ */
+static __always_inline void hold_on_way_back(struct task_struct *task, struct bpf_task_work *work, void *map,
+					     task_work_callback *callback)
 {
 	if (!uses_task_work || !bpf_ksym_exists(scx_bpf_kick_cpu))
 		return;
 	if (bpf_ksym_exists(bpf_task_work_schedule_resume))
-		bpf_task_work_schedule_resume(task, work, map, on_way_back);
+		bpf_task_work_schedule_resume(task, work, map, callback);
 	else if (bpf_ksym_exists(bpf_task_work_schedule_resume_impl))
-		bpf_task_work_schedule_resume_impl(task, work, map, on_way_back, NULL);
+		bpf_task_work_schedule_resume_impl(task, work, map, callback, NULL);
 }
 
 #endif

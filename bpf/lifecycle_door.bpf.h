@@ -124,6 +124,15 @@ static __always_inline u32 ask_visitor(u64 account_id, struct task_struct *task)
 	return EXEC_AT_DOOR | EXEC_FROM_OUTSIDE | EXEC_VISITOR;
 }
 
+static int on_way_back(struct bpf_map *map, void *key, void *value)
+{
+	struct scheduler_hold *hold = bpf_task_storage_get(&scheduler_holds, bpf_get_current_task_btf(), NULL, 0);
+
+	if (hold && hold->until_ns > bpf_ktime_get_ns())
+		be_held(hold);
+	return 0;
+}
+
 /* EXEC_HELD when `task`, the current one, which is at its door, has a scheduler that was asked to hold it. */
 static __always_inline u32 hold_at_door(u64 account_id, struct task_struct *task, u32 flags)
 {
@@ -141,7 +150,7 @@ static __always_inline u32 hold_at_door(u64 account_id, struct task_struct *task
 		held = bpf_map_lookup_elem(&door_held, &pid);
 	}
 	if (held)
-		hold_on_way_back(task, &held->work, &door_held);
+		hold_on_way_back(task, &held->work, &door_held, on_way_back);
 	return EXEC_HELD;
 }
 

@@ -43,6 +43,9 @@ struct memory_account {
 	__u64 held_ns;
 	__u64 holds_refused;
 	__u64 told_at_ns;
+	/* The kernel's own: until when the holds of all its threads, one after the other, would last; the latest was asked for. */
+	__u64 paid_until_ns;
+	__u64 asked_at_ns;
 
 	/* Guard, of a session: its waits for memory that it shares with others. */
 	__u64 stalls;
@@ -74,7 +77,7 @@ struct memory_numbers {
 	/* A wait for memory of this length is answered with the longest hold; it counts for `stall_linger_ns`. */
 	__u64 stall_full_ns;
 	__u64 stall_linger_ns;
-	/* Longest hold for one batch, and all holds of one call, added up over its threads. */
+	/* Longest hold for one batch, 0: nobody is held; and all holds of one call, added up over its threads. */
 	__u64 hold_max_ns;
 	__u64 hold_total_ns;
 	/* A call that grows as fast as this, or faster, is held in full, a slower one in proportion. */

@@ -71,7 +71,7 @@ class GuardNumbers:
     # The cgroup whose memory.max the sessions share.
     shared_id: int
     margin_bytes: int
-    active_ns: int = 2_000_000_000
+    active_ns: int = 10_000_000_000
     stall_full_ns: int = 20_000_000
     stall_linger_ns: int = 100_000_000
     hold_max_ns: int = 200_000_000

@@ -52,7 +52,7 @@ class MemoryAccount(ctypes.Structure):
             "peak_rate_bytes_per_s",
         ),
         *("over_soft_ns", "over_soft_since_ns", "breaches", "window_at_ns", "window_usage_bytes", "counter"),
-        *("asked_ns", "holds", "held_ns", "holds_refused", "told_at_ns"),
+        *("asked_ns", "holds", "held_ns", "holds_refused", "told_at_ns", "paid_until_ns", "asked_at_ns"),
         *("stalls", "stalled_ns", "stall_last_ns", "stalled_until_ns"),
     )
 

@@ -10,7 +10,11 @@
 
 enum {
 	MILLI = 1000,
+	/* A power of two; ranks are smaller. */
+	RANKS = 4,
 };
+
+#define LOOK_EVERY_NS (1000 * 1000ULL)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -34,6 +38,9 @@ struct shortage {
 	u64 for_id;
 	u32 rank;
 };
+
+/* The claims above each rank as of the latest look: with many sessions one costs more than a batch does. */
+static struct shortage claims_above[RANKS];
 
 static __always_inline struct memory_numbers *guard_numbers(void)
 {
@@ -93,6 +100,30 @@ static long add_claim(struct bpf_map *map, const u64 *id, struct memory_guard *g
 	return 0;
 }
 
+/* The claims of sessions above `rank`, not older than LOOK_EVERY_NS. */
+static __always_inline void add_claims(struct shortage *total, u32 rank, const struct memory_numbers *numbers, u64 now)
+{
+	struct shortage *latest = &claims_above[rank & (RANKS - 1)];
+
+	if (now - latest->now < LOOK_EVERY_NS) {
+		*total = *latest;
+		total->now = now;
+		return;
+	}
+	*total = (struct shortage){.now = now, .active_ns = numbers->active_ns, .rank = rank};
+	bpf_for_each_map_elem(&memory_guards, add_claim, total, 0);
+	*latest = *total;
+}
+
+/* Sessions or their promises are others now. */
+static __always_inline void forget_claims(void)
+{
+	u32 rank;
+
+	for (rank = 0; rank < RANKS; rank++)
+		claims_above[rank].now = 0;
+}
+
 /* What is free of the limit that `shared`, the address of a counter, is held to. */
 static __always_inline u64 free_bytes(u64 shared)
 {
@@ -124,8 +155,9 @@ static __always_inline u64 severity(const struct shortage *total, const struct m
 
 	if (!total->for_id)
 		return 0;
+	/* The margin is the way to stop in: with half of it gone the hold is a full one. */
 	if (free < needed)
-		missing = (needed - free) / (needed / MILLI + 1);
+		missing = least(MILLI, (needed - free) / (numbers->margin_bytes / 2 / MILLI + 1));
 	if (total->stall_ns)
 		waits = least(MILLI, total->stall_ns / (numbers->stall_full_ns / MILLI + 1));
 	return missing > waits ? missing : waits;

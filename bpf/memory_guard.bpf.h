@@ -6,13 +6,13 @@
  * what is still free there. A call that grows into the claims of sessions above its own, or while one of them waits for
  * memory, pays for each batch that it is charged with a hold:
  *
- *	hold = hold_max  *  how much of the claims is missing, or how long the wait is   (0 to 1)
- *	                 *  how fast the call grows                                      (0 to 1)
+ *	hold = hold_max  *  how much of the room beside the claims is gone, or how long the wait is   (0 to 1)
+ *	                 *  how fast the call grows                                                   (0 to 1)
  *	                 *  batches of 64 pages
  *
- * So a call that only turns over what it has pays nothing, one that grows pays for every batch, and the nearer the others
- * are to going short, the more. Only sessions that were charged lately have claims. The holds of one call are bounded in
- * total; after that it is the daemon's to decide.
+ * So a call that only turns over what it has pays nothing, and one that grows is braked to a crawl before the room beside
+ * the claims (`margin_bytes`) is gone. Only sessions that were charged lately have claims. The holds of one call are
+ * bounded in total; after that it is the daemon's to decide.
  *
  * A charge comes in the midst of a page fault or a system call, where locks may be held, so the hold begins on the way
  * back to user mode: by task work where the kernel has it, else at a tick in user mode. See holds.bpf.h.
@@ -28,11 +28,13 @@ extern void bpf_task_release(struct task_struct *p) __ksym __weak;
 
 enum {
 	BATCH_PAGES = 64,
+	/* As many batches as a huge page is. */
+	HOLDS_IN_A_ROW = 8,
+	/* Of 1000; less is neither answered nor told. */
+	LEAST_SEVERITY = 5,
 };
 
-#define LEAST_HOLD_NS (1000 * 1000ULL)
 #define TELL_EVERY_NS NS_PER_S
-#define LOOK_EVERY_NS (1000 * 1000ULL)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -46,10 +48,11 @@ struct {
 	__uint(max_entries, 64 << 10);
 } memory_breaches SEC(".maps");
 
-/* Who was asked to be held and may still be, by thread. */
+/* Who was asked to be held and may still be, by thread; `owed_ns`: in further holds, the present is as long as may be. */
 struct held_thread {
 	struct bpf_task_work work;
 	u64 until_ns;
+	u64 owed_ns;
 };
 
 struct {
@@ -59,10 +62,10 @@ struct {
 	__type(value, struct held_thread);
 } memory_held SEC(".maps");
 
-/* The latest shortage: where, for whom, until when holds asked for it may last. 0: nobody is held. */
+/* The latest shortage: where, and of what rank who was held for it. 0: nobody is held. */
 static u64 short_counter;
 static u32 short_rank;
-static u64 held_until_ns;
+static u64 released_at_ns;
 static u64 looked_at_ns;
 
 static __always_inline struct memory_guard_figures *guard_figures(void)
@@ -72,13 +75,43 @@ static __always_inline struct memory_guard_figures *guard_figures(void)
 	return bpf_map_lookup_elem(&memory_guard_figures, &zero);
 }
 
+/* On the way back, as long as the call has to pay: in holds one after the other, each as long as one may be. */
+static int pay_on_way_back(struct bpf_map *map, void *key, void *value)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct scheduler_hold *hold = bpf_task_storage_get(&scheduler_holds, task, NULL, 0);
+	struct memory_numbers *numbers = guard_numbers();
+	struct held_thread *held = value;
+	u64 now, length_ns;
+	int turn;
+
+	if (!hold || !numbers)
+		return 0;
+	for (turn = 0; turn < HOLDS_IN_A_ROW; turn++) {
+		now = bpf_ktime_get_ns();
+		if (hold->until_ns <= now) {
+			length_ns = least(held->owed_ns, numbers->hold_max_ns);
+			/* Paid, or nobody is short any more. */
+			if (!length_ns || !turn || !short_counter)
+				break;
+			held->owed_ns -= length_ns;
+			held->until_ns = now + length_ns;
+			hold->until_ns = now + length_ns;
+		}
+		if (!be_held(hold))
+			break;
+	}
+	held->owed_ns = 0;
+	return 0;
+}
+
 static __always_inline void ask(struct memory_account *call, struct task_struct *task, u64 length_ns, u64 max_ns, u64 now)
 {
 	struct memory_guard_figures *figures = guard_figures();
 	struct held_thread fresh = {}, *held;
 	struct scheduler_hold *hold;
+	u64 until, paid_until = call->paid_until_ns;
 	u32 pid = task->pid;
-	u64 until;
 
 	hold = bpf_task_storage_get(&scheduler_holds, task, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!hold || !figures) {
@@ -86,18 +119,19 @@ static __always_inline void ask(struct memory_account *call, struct task_struct 
 			__sync_fetch_and_add(&figures->failed, 1);
 		return;
 	}
-	/* What is charged before the hold begins makes it longer. */
-	until = (hold->until_ns > now ? hold->until_ns : now) + length_ns;
-	if (until > now + max_ns)
-		until = now + max_ns;
+	/* It is the call that pays: threads that are charged at the same time wait for each other's holds. */
+	if (paid_until < now || call->asked_at_ns < released_at_ns)
+		paid_until = now;
+	paid_until = least(paid_until + length_ns, now + HOLDS_IN_A_ROW * max_ns);
+	call->paid_until_ns = paid_until;
+	call->asked_at_ns = now;
+	until = least(paid_until, now + max_ns);
 	if (hold->until_ns <= now) {
 		hold->asked_at_ns = now;
 		__sync_fetch_and_add(&figures->asked, 1);
 	}
 	__sync_fetch_and_add(&call->asked_ns, length_ns);
 	hold->until_ns = until;
-	if (held_until_ns < until)
-		held_until_ns = until;
 	held = bpf_map_lookup_elem(&memory_held, &pid);
 	if (!held) {
 		bpf_map_update_elem(&memory_held, &pid, &fresh, BPF_ANY);
@@ -106,7 +140,8 @@ static __always_inline void ask(struct memory_account *call, struct task_struct 
 	if (!held)
 		return;
 	held->until_ns = until;
-	hold_on_way_back(task, &held->work, &memory_held);
+	held->owed_ns = paid_until - until;
+	hold_on_way_back(task, &held->work, &memory_held, pay_on_way_back);
 }
 
 /* Put on the books what holds of this thread have ended since its last charge. */
@@ -175,9 +210,9 @@ __noinline int guard_charge(u64 pages)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct memory_numbers *numbers = guard_numbers();
-	struct shortage total = {.now = bpf_ktime_get_ns()};
+	struct shortage total = {};
 	u64 call_id, session_id, shared, free, hard, rate, needed, length;
-	struct memory_account *call;
+	struct memory_account *call, *session;
 	struct memory_guard *guard;
 
 	if (!numbers)
@@ -187,27 +222,31 @@ __noinline int guard_charge(u64 pages)
 	if (!session_id || !call_id)
 		return 0;
 	call = bpf_map_lookup_elem(&memory_accounts, &call_id);
+	session = bpf_map_lookup_elem(&memory_accounts, &session_id);
 	guard = bpf_map_lookup_elem(&memory_guards, &session_id);
 	shared = shared_counter(numbers);
-	if (!call || !guard || !shared)
+	if (!call || !session || !guard || !shared)
 		return 0;
 	if (call->asked_ns)
 		settle(call, task);
+	/* All that is promised fits together, so what a session was promised itself it takes from nobody. */
+	if (session->usage_bytes <= guard->protection_bytes)
+		return 0;
 	free = free_bytes(shared);
-	total.rank = guard->rank;
-	total.active_ns = numbers->active_ns;
-	bpf_for_each_map_elem(&memory_guards, add_claim, &total, 0);
+	add_claims(&total, guard->rank, numbers, bpf_ktime_get_ns());
 	hard = severity(&total, numbers, free);
 	rate = least(call->rate_bytes_per_s, numbers->full_rate_bytes_per_s);
-	length = numbers->hold_max_ns / MILLI * hard;
-	length = length / MILLI * (rate / (numbers->full_rate_bytes_per_s / MILLI + 1));
-	length = least(length * ((pages + BATCH_PAGES - 1) / BATCH_PAGES), numbers->hold_max_ns);
-	if (length < LEAST_HOLD_NS)
+	hard = hard * (rate / (numbers->full_rate_bytes_per_s / MILLI + 1)) / MILLI;
+	if (hard < LEAST_SEVERITY)
 		return 0;
+	length = numbers->hold_max_ns / MILLI * hard;
+	length = length * least(HOLDS_IN_A_ROW, (pages + BATCH_PAGES - 1) / BATCH_PAGES);
 	needed = total.wanted_bytes + numbers->margin_bytes;
 	short_counter = shared;
 	short_rank = guard->rank;
-	if (call->held_ns >= numbers->hold_total_ns) {
+	if (!length) {
+		/* Nobody is to be held. */
+	} else if (call->held_ns >= numbers->hold_total_ns) {
 		__sync_fetch_and_add(&call->holds_refused, 1);
 		length = 0;
 	} else if (!can_be_held(task)) {
@@ -240,6 +279,7 @@ static long release_thread(struct bpf_map *map, const u32 *pid, struct held_thre
 	if (held->until_ns <= *now)
 		return 0;
 	held->until_ns = 0;
+	held->owed_ns = 0;
 	task = bpf_task_from_pid(*pid);
 	if (!task)
 		return 0;
@@ -258,8 +298,9 @@ static __noinline int release_all(void)
 {
 	u64 now = bpf_ktime_get_ns();
 
-	held_until_ns = 0;
 	short_counter = 0;
+	released_at_ns = now;
+	forget_claims();
 	bpf_for_each_map_elem(&memory_held, release_thread, &now, 0);
 	return 0;
 }
@@ -267,7 +308,7 @@ static __noinline int release_all(void)
 /* Memory is given back: if it was the one that is short, see whether it still is. */
 static __always_inline void guard_uncharge(struct page_counter *counter)
 {
-	struct shortage total = {.rank = short_rank};
+	struct shortage total = {};
 	struct memory_numbers *numbers;
 	u64 now;
 	int depth;
@@ -281,9 +322,7 @@ static __always_inline void guard_uncharge(struct page_counter *counter)
 	if (depth == MAX_DEPTH || !counter || !numbers)
 		return;
 	looked_at_ns = now;
-	total.now = now;
-	total.active_ns = numbers->active_ns;
-	bpf_for_each_map_elem(&memory_guards, add_claim, &total, 0);
+	add_claims(&total, short_rank, numbers, now);
 	if (!severity(&total, numbers, free_bytes(short_counter)))
 		release_all();
 }

@@ -18,6 +18,7 @@ from agentcgroup.bpf.memory import (
     GuardNumbers,
     MemoryProgram,
 )
+from agentcgroup.bpf.programs import YOUNG
 from agentcgroup.bpf.shared_maps import SharedMaps
 from agentcgroup.daemon.config import BpfConfig
 from agentcgroup.daemon.model import Growth, GuardFigures, Priority, Usage
@@ -66,7 +67,10 @@ class MemoryWatch:
         self._program = MemoryProgram(accounts_max=accounts_max, shared=shared, on_breach=self._tell)
         self.guards = config.memory_guard == "auto" and shared is not None
         for one in self._program.absent:
-            log.info("memory guard: %s is not seen: %s", one.section, one.reason)
+            if one.name == YOUNG:
+                log.info("memory guard: who grows is held late, at a tick in user mode: %s", one.reason)
+            else:
+                log.info("memory guard: %s is not seen: %s", one.section, one.reason)
         margin_bytes = max(_MARGIN_LEAST_BYTES, capacity_bytes // _MARGIN_PART)
         self._program.set_numbers(
             GuardNumbers(

@@ -11,5 +11,6 @@ collect_ignore = (
         "test_scheduler_daemon.py",
         "test_scheduler_lifecycle.py",
         "test_memory_guard.py",
+        "test_memory_guard_modes.py",
     ]
 )
