@@ -1,6 +1,7 @@
 /*
- * Takes memory: "fixed MIB ROUNDS" maps so much, writes every page, reads it again and gives it back, so often, and prints
- * how many ns that took; "endless" takes one MiB after the other and keeps all of it.
+ * Takes memory. "fixed MIB ROUNDS PAUSE_MS": maps so much, writes every page, reads it again, rests, gives it back and
+ * rests again, so often, and prints how many ns that took. "endless": one MiB after the other, and keeps all of it;
+ * "huge": the same in huge pages. "spin": none, only a CPU.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,37 +11,54 @@
 
 enum { PAGE = 4096 };
 
-static char *take(size_t bytes)
+static char *take(size_t bytes, int advice)
 {
 	char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (memory == MAP_FAILED)
 		exit(1);
-	/* Pages, not huge ones: the most charges for the memory. */
-	madvise(memory, bytes, MADV_NOHUGEPAGE);
+	madvise(memory, bytes, advice);
 	for (size_t at = 0; at < bytes; at += PAGE)
 		memory[at] = 1;
 	return memory;
+}
+
+static void rest(long ms)
+{
+	struct timespec length = { ms / 1000, ms % 1000 * 1000000 };
+
+	nanosleep(&length, NULL);
 }
 
 int main(int count, char **arguments)
 {
 	struct timespec begin, end;
 	size_t bytes, sum = 0;
+	long pause_ms;
 	char *memory;
 
+	/* Without huge pages there are the most charges for the memory. */
 	if (count == 2 && !strcmp(arguments[1], "endless"))
 		for (;;)
-			take(1 << 20);
-	if (count != 4 || strcmp(arguments[1], "fixed"))
+			take(1 << 20, MADV_NOHUGEPAGE);
+	if (count == 2 && !strcmp(arguments[1], "huge"))
+		for (;;)
+			take(8 << 20, MADV_HUGEPAGE);
+	if (count == 2 && !strcmp(arguments[1], "spin"))
+		for (volatile long turns = 0;; turns++)
+			;
+	if (count != 5 || strcmp(arguments[1], "fixed"))
 		return 2;
 	bytes = strtoul(arguments[2], NULL, 10) << 20;
+	pause_ms = strtol(arguments[4], NULL, 10);
 	clock_gettime(CLOCK_MONOTONIC, &begin);
 	for (long round = strtol(arguments[3], NULL, 10); round > 0; round--) {
-		memory = take(bytes);
+		memory = take(bytes, MADV_NOHUGEPAGE);
 		for (size_t at = 0; at < bytes; at += PAGE)
 			sum += memory[at];
+		rest(pause_ms);
 		munmap(memory, bytes);
+		rest(pause_ms);
 	}
 	clock_gettime(CLOCK_MONOTONIC, &end);
 	printf("%lld\n", (end.tv_sec - begin.tv_sec) * 1000000000LL + end.tv_nsec - begin.tv_nsec);

@@ -1,13 +1,25 @@
 """What the memory program is for and what it costs; a part of bench/kernel.py.
 
-A session of high priority takes and gives back memory, so often; beside it a call of low priority takes memory without end
-and begins anew when it is killed; both in a cgroup that has no room for both, without swap. Arms, in turn: alone; beside it
-with the guard off; with the guard on; all of them under our scheduler. And how long allocation takes with the program
-attached and without, in pairs.
+A session of high priority takes memory, rests, gives it back and rests, so often; beside it a call of low priority takes
+memory without end and begins anew when it is killed; both in a cgroup that has no room for both, without swap. Arms, in
+turn, all under our scheduler:
+
+    alone     nobody beside it
+    cpu       a neighbour that only computes
+    off       the grower, no guard; the kernel kills whom it likes, as among the daemon's calls
+    spared    the grower, no guard; the kernel kills the grower first, so that the high session is delayed, not lost
+    on        the grower and the guard
+    huge      the same, and the grower takes huge pages
+
+With the cpu.weight of WEIGHTS the neighbour has the CPU while the high session rests and hardly any else: `cpu` shows what
+that costs, and what another arm costs beyond it is memory. And how long allocation takes with the program attached and
+without, in pairs.
 """
 
 import contextlib
 import json
+import math
+import os
 import statistics
 import subprocess
 import tempfile
@@ -28,41 +40,50 @@ from bench.spawning import build_one
 MIB: Final = 1 << 20
 SHARED_MIB: Final = 256
 HIGH_MIB: Final = 128
-HIGH_ROUNDS: Final = 4
+HIGH_ROUNDS: Final = 8
+HIGH_PAUSE_MS: Final = 100
 PROTECTION_MIB: Final = 160
-ARMS: Final = ("alone", "off", "on")
+MARGIN_MIB: Final = 16
+WEIGHTS: Final = {"high": 100, "low": 1}
+ARMS: Final = ("alone", "cpu", "off", "spared", "on", "huge")
+GUARDED: Final = ("on", "huge")
+DOES: Final = {"cpu": "spin", "huge": "huge"}
+# What the daemon gives to every call; see call.oom_score_adj in its configuration.
+OOM_SCORE_ADJ: Final = 500
 # time.h; its resolution is a tick. Python does not name it.
 CLOCK_MONOTONIC_COARSE: Final = 6
+# include/uapi/linux/sched.h
+SCHED_EXT: Final = 7
 
 
 def session(ground: Path, name: str) -> Path:
     """A session's cgroup with one call in it; returns the call's."""
     made = ground / name
     made.mkdir()
-    (made / "cgroup.subtree_control").write_text("+memory")
+    (made / "cgroup.subtree_control").write_text("+cpu +memory")
+    (made / "cpu.weight").write_text(str(WEIGHTS.get(name, 100)))
     call = made / "call"
     call.mkdir()
     return call
 
 
-def start(call: Path, *command: str, oom_score_adj: int = 0) -> "subprocess.Popen[str]":
+def start(call: Path, *command: str, oom_score_adj: int = OOM_SCORE_ADJ) -> "subprocess.Popen[str]":
     script = f'echo $$ > {call}/cgroup.procs; echo {oom_score_adj} > /proc/self/oom_score_adj; exec "$@"'
     return subprocess.Popen(("/bin/sh", "-c", script, "sh", *command), stdout=subprocess.PIPE, text=True)
 
 
 @contextlib.contextmanager
-def grower(call: Path, grow: str) -> Iterator[list[int]]:
+def neighbour(call: Path, grow: str, what: str, oom_score_adj: int) -> Iterator[list[int]]:
     """The low call, for as long as the context lasts; how often it was killed and begun anew."""
     stop, restarts = threading.Event(), [0]
-    # Of two calls the larger would be killed, which may be the high session's: it is to be delayed, not lost.
-    current = [start(call, grow, "endless", oom_score_adj=1000)]
+    current = [start(call, grow, what, oom_score_adj=oom_score_adj)]
 
     def again() -> None:
         while not stop.is_set():
             current[0].wait()
             if not stop.is_set():
                 restarts[0] += 1
-                current[0] = start(call, grow, "endless", oom_score_adj=1000)
+                current[0] = start(call, grow, what, oom_score_adj=oom_score_adj)
 
     thread = threading.Thread(target=again)
     thread.start()
@@ -77,7 +98,7 @@ def grower(call: Path, grow: str) -> Iterator[list[int]]:
 
 def one_arm(arm: str, program: MemoryProgram, grow: str) -> dict[str, Any]:
     """Completion time of the high session's work in a fresh pair of sessions."""
-    with scratch_cgroup("memory", deadline_s=60) as shared:
+    with scratch_cgroup("memory", "cpu", deadline_s=60) as shared:
         ground = Path(shared.path)
         high, low = session(ground, "high"), session(ground, "low")
         (ground / "memory.max").write_text(str(SHARED_MIB * MIB))
@@ -89,22 +110,25 @@ def one_arm(arm: str, program: MemoryProgram, grow: str) -> dict[str, Any]:
             program.open_account(call.stat().st_ino)
             program.open_account(call.parent.stat().st_ino)
             program.guard(call.parent.stat().st_ino, rank, protection)
-        program.set_numbers(GuardNumbers(shared.id, margin_bytes=16 * MIB) if arm == "on" else None)
-        work = start(high, grow, "fixed", str(HIGH_MIB), str(HIGH_ROUNDS))
+        program.set_numbers(GuardNumbers(shared.id, MARGIN_MIB * MIB) if arm in GUARDED else None)
+        work = start(high, grow, "fixed", str(HIGH_MIB), str(HIGH_ROUNDS), str(HIGH_PAUSE_MS))
         restarts = [0]
         with contextlib.ExitStack() as stack:
             if arm != "alone":
-                time.sleep(0.3)
-                restarts = stack.enter_context(grower(low, grow))
+                time.sleep(0.05)
+                score = 1000 if arm == "spared" else OOM_SCORE_ADJ
+                restarts = stack.enter_context(neighbour(low, grow, DOES.get(arm, "endless"), score))
             said = work.communicate(timeout=120)[0]
             low_id, high_id = low.stat().st_ino, high.parent.stat().st_ino
             growth, stalls = program.growth_of(low_id), program.stalls(high_id)
+            peak = int((ground / "memory.peak").read_text())
         assert growth is not None and stalls is not None
         row = {
             "arm": arm,
             # None: it was killed all the same.
             "taken_ms": int(said) / 1e6 if said else None,
             "low_restarts": restarts[0],
+            "room_left_mib": (SHARED_MIB * MIB - peak) / MIB,
             "low_mib": growth.usage_bytes / MIB,
             "low_peak_mib_per_s": growth.peak_rate_bytes_per_s / MIB,
             "holds": growth.holds,
@@ -132,28 +156,46 @@ def wait_ms(figures: GuardFigures, share: float) -> float | None:
     return None
 
 
+def median_ms(taken: list[float | None]) -> float | None:
+    """One that was killed took longer than any; None: so did half of them."""
+    median = statistics.median_high([math.inf if one is None else one for one in taken])
+    return None if math.isinf(median) else median
+
+
 def slower_percent(one_ms: float | None, alone_ms: float | None) -> float | None:
     return None if one_ms is None or not alone_ms else round(100 * (one_ms / alone_ms - 1), 2)
 
 
-def protection(grow: str, repetitions: int) -> dict[str, Any]:
-    """The three arms in turn, under our scheduler all of them."""
+@contextlib.contextmanager
+def of_policy(policy: int) -> Iterator[None]:
+    """What is started meanwhile inherits it, as the daemon's calls do in mode partial."""
+    os.sched_setscheduler(0, policy, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def protection(grow: str, repetitions: int, mode: SchedulerMode) -> dict[str, Any]:
+    """The arms in turn, under our scheduler all of them."""
     rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         shared = SharedMaps(HOLDS)
         stack.callback(shared.close)
         scheduler = stack.enter_context(CpuScheduler(shared=shared))
-        scheduler.attach_scheduler(SchedulerMode.FULL)
+        scheduler.attach_scheduler(mode)
+        if mode is SchedulerMode.PARTIAL:
+            stack.enter_context(of_policy(SCHED_EXT))
         program = MemoryProgram(shared=shared)
         stack.callback(program.close)
         for number in range(repetitions):
-            for arm in ARMS[number % 3 :] + ARMS[: number % 3]:
+            first = number % len(ARMS)
+            for arm in ARMS[first:] + ARMS[:first]:
                 rows.append(one_arm(arm, program, grow))
-                print(f"memory: {json.dumps(rows[-1])}", flush=True)
+                print(f"memory, {mode}: {json.dumps(rows[-1])}", flush=True)
         figures = program.figures()
         end, counters = scheduler.end(), dict(scheduler.counters())
-    taken = {arm: [row["taken_ms"] for row in rows if row["arm"] == arm and row["taken_ms"]] for arm in ARMS}
-    medians = {arm: statistics.median(values) if values else None for arm, values in taken.items()}
+    medians = {arm: median_ms([row["taken_ms"] for row in rows if row["arm"] == arm]) for arm in ARMS}
     return {
         "rows": rows,
         "killed": {arm: sum(row["arm"] == arm and row["taken_ms"] is None for row in rows) for arm in ARMS},
@@ -172,15 +214,15 @@ def overhead(grow: str, pairs: int) -> dict[str, Any]:
     """Allocation with the program attached, in a call with accounts and a guard, and without: pairs of neighbours."""
     added: list[float] = []
     bare_ms: list[float] = []
-    with scratch_cgroup("memory", deadline_s=60) as shared:
+    with scratch_cgroup("memory", "cpu", deadline_s=60) as shared:
         call = session(Path(shared.path), "session")
 
         def taken_ns() -> int:
-            return int(start(call, grow, "fixed", "64", "2").communicate(timeout=120)[0])
+            return int(start(call, grow, "fixed", "64", "2", "0").communicate(timeout=120)[0])
 
         def attached_ns() -> int:
             program = MemoryProgram()
-            program.set_numbers(GuardNumbers(shared.id, margin_bytes=16 * MIB))
+            program.set_numbers(GuardNumbers(shared.id, margin_bytes=MARGIN_MIB * MIB))
             for cgroup in (call, call.parent, call.parent.parent):
                 program.open_account(cgroup.stat().st_ino)
             program.guard(call.parent.stat().st_ino, 0, 0)
@@ -210,34 +252,51 @@ def measure(rounds: int) -> Figures:
     """All of it; a round is one repetition of each arm, and two pairs for the overhead."""
     with tempfile.TemporaryDirectory() as directory:
         grow = str(build_one("grow", Path(directory)))
-        return {"protection": protection(grow, rounds), "overhead": overhead(grow, 2 * rounds)}
+        guarded = {mode.value: protection(grow, rounds, mode) for mode in SchedulerMode}
+        return {"protection": guarded, "overhead": overhead(grow, 2 * rounds)}
 
 
 def targets(figures: Figures) -> list[Target]:
     """Medians over the rounds."""
-    guarded, costs = figures["protection"], figures["overhead"]
-    on, off = guarded["slower_percent"]["on"], guarded["slower_percent"]["off"]
-    lost = guarded["killed"]["on"]
-    ticks = None if guarded["breach_to_hold_ms"]["p99"] is None else (
-        guarded["breach_to_hold_ms"]["p99"] / guarded["tick_ms"]
-    )  # fmt: skip
+    added = figures["overhead"]["added_percent"]
     return [
-        Target("beside a grower, guarded: slower than alone, percent", "<= 5", on, on is not None and on <= 5),
-        Target("the same unguarded, percent", "> 5", off, off is None or off > 5),
-        Target("high sessions killed beside a grower, guarded", "0", lost, lost == 0),
+        *(one for mode, guarded in figures["protection"].items() for one in _targets_in(mode, guarded)),
+        Target("allocation with the program attached: slower, percent", "<= 2", added, added <= 2),
+    ]
+
+
+def _targets_in(mode: str, guarded: dict[str, Any]) -> list[Target]:
+    cpu, off, on, huge = (guarded["slower_percent"][arm] for arm in ("cpu", "off", "on", "huge"))
+    lost = sum(guarded["killed"][arm] for arm in GUARDED)
+    p99_ms = guarded["breach_to_hold_ms"]["p99"]
+    ticks = None if p99_ms is None else p99_ms / guarded["tick_ms"]
+    alone = f"{mode}: slower than alone, percent"
+    return [
+        Target(f"{alone}: beside one that computes", "<= 5", cpu, cpu is not None and cpu <= 5),
+        Target(f"{alone}: beside a grower, guarded", "<= 5", on, on is not None and on <= 5),
+        Target(f"{alone}: the same with huge pages", "<= 5", huge, huge is not None and huge <= 5),
+        Target(f"{alone}: beside a grower, unguarded (None: killed)", "> 5", off, off is None or off > 5),
+        Target(f"{mode}: high sessions killed beside a grower, guarded", "0", lost, lost == 0),
         Target(
-            "from the breach to the hold at p99, ticks", "<= 2", ticks, ticks is not None and ticks <= 2
+            f"{mode}: from the breach to the hold at p99, ticks",
+            "<= 2",
+            ticks,
+            ticks is not None and ticks <= 2,
         ),
-        Target(
-            "allocation with the program attached: slower, percent", "<= 2", costs["added_percent"],
-            costs["added_percent"] <= 2,
-        ),
-    ]  # fmt: skip
+    ]
 
 
 def table(figures: Figures) -> str:
     """A line for each arm, and what the guard did."""
-    guarded, costs = figures["protection"], figures["overhead"]
+    weights = ", ".join(f"{name} {weight}" for name, weight in WEIGHTS.items())
+    lines = [f"  {HIGH_MIB} MiB beside a neighbour in {SHARED_MIB} MiB without swap; cpu.weight: {weights}"]
+    for mode, guarded in figures["protection"].items():
+        lines += [f"  scheduler in mode {mode}", *_lines_of(guarded)]
+    lines.append(f"  allocation, attached: {spread(figures['overhead']['each_percent'], 2)} % slower")
+    return "\n".join(lines)
+
+
+def _lines_of(guarded: dict[str, Any]) -> list[str]:
     lines = []
     for arm in ARMS:
         rows = [row for row in guarded["rows"] if row["arm"] == arm]
@@ -245,16 +304,19 @@ def table(figures: Figures) -> str:
         lines.append(
             f"  {arm:8} {spread(taken) if taken else 'none ended':>28} ms, killed {guarded['killed'][arm]}; "
             f"high waited {spread([row['high_stalled_ms'] for row in rows])} ms; "
+            f"room left {spread([row['room_left_mib'] for row in rows])} MiB; "
             f"low began anew {spread([float(row['low_restarts']) for row in rows])} times, "
             f"was held {spread([row['held_ms'] for row in rows])} ms"
         )
+    holds = guarded["holds"]
     lines.append(
-        f"  from the breach to the hold, ms: {guarded['breach_to_hold_ms']}, tick {guarded['tick_ms']}"
+        f"  from the breach to the hold, ms: {guarded['breach_to_hold_ms']}, tick {guarded['tick_ms']}; "
+        f"asked {holds['asked']}, begun {sum(guarded['waits'])}"
     )
-    lines.append(f"  allocation, attached: {spread(costs['each_percent'], 2)} % slower")
-    return "\n".join(lines)
+    return lines
 
 
 PART: Final = Part(
-    "memory", "the guard between sessions, and what the memory program costs", 10, measure, targets, table
-)
+    "memory", "the guard between sessions, and what the memory program costs", 5, measure, targets, table,
+    is_counted=True,
+)  # fmt: skip
