@@ -251,9 +251,21 @@ def overhead(grow: str, pairs: int) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def quiet_console() -> Iterator[None]:
+    """The kernel's reports of kills, pages of text, are kept from a serial line that all would wait for."""
+    levels = Path("/proc/sys/kernel/printk")
+    before = levels.read_text()
+    levels.write_text("1")
+    try:
+        yield
+    finally:
+        levels.write_text(before)
+
+
 def measure(rounds: int) -> Figures:
     """All of it; a round is one repetition of each arm, and two pairs for the overhead."""
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, quiet_console():
         grow = str(build_one("grow", Path(directory)))
         guarded = {mode.value: protection(grow, rounds, mode) for mode in SchedulerMode}
         return {"protection": guarded, "overhead": overhead(grow, 2 * rounds)}
