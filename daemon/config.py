@@ -72,8 +72,8 @@ class BpfConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: str = "auto"
     # What waits for the daemon at most; what comes on top is lost and counted.
     ring: SizeBytes = 1 << 20
-    # Slow calls that grow into what a session of higher priority was promised, inside the kernel where the scheduler is
-    # attached in mode full: "auto", "off". Young: off until it is asked for.
+    # Slow calls that grow into what a session of higher priority was promised, inside the kernel where our scheduler is
+    # attached, in either mode: "auto", "off". Young: off until it is asked for.
     memory_guard: str = "off"
     # Longest hold for one batch of memory, and all holds of a call together, added up over its threads.
     hold_max: DurationMs = 200
