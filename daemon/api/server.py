@@ -7,7 +7,7 @@ of its own, which costs a file descriptor and a few kilobytes; they share one ev
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -182,7 +182,9 @@ class Api:
         served.service.close()
         await _stop(served.server, _SESSION_GRACE_S, name)
         if not stays:
-            await asyncio.to_thread(_remove, served.path)
+            # The threads are everybody's: what else waits in them is not this session's affair.
+            remove = asyncio.to_thread(_remove, served.path)
+            await _within(remove, _DRAIN_S, f"{served.path} has not been removed")
 
     def _new_server(self) -> grpc.aio.Server:
         return grpc.aio.server(
@@ -199,13 +201,14 @@ async def _add_standard_services(server: grpc.aio.Server, service: str) -> None:
 
 
 async def _stop(server: grpc.aio.Server, grace_s: float, whose: str) -> None:
-    """Stops `server`; one that comes to no end goes on by itself, as a session's end must not wait for it."""
-    stopping = asyncio.ensure_future(server.stop(grace_s))
-    done, _ = await asyncio.wait({stopping}, timeout=grace_s + _DRAIN_S)
+    await _within(server.stop(grace_s), grace_s + _DRAIN_S, f"the gRPC server of {whose} has not stopped")
+
+
+async def _within(work: Coroutine[Any, Any, None], at_most_s: float, complaint: str) -> None:
+    """Waits for `work`, which goes on by itself when that takes longer: a session's end must not wait for it for ever."""
+    done, _ = await asyncio.wait({asyncio.ensure_future(work)}, timeout=at_most_s)
     if not done:
-        log.warning(
-            "the gRPC server of %s has not stopped in %.0f s; going on without it", whose, grace_s + _DRAIN_S
-        )
+        log.warning("%s in %.0f s; going on without it", complaint, at_most_s)
 
 
 def _bind(server: grpc.aio.Server, path: Path) -> None:
