@@ -223,7 +223,15 @@ class Sessions(TransparentDoor):
                 *(each.children_reserved_bytes for each in session.calls.values()),
             )
         )
-        resize.check_shrink(budget, old, promised, self.session_usage(session), host)
+        used = [
+            self.call_usage(each).memory_current_bytes
+            for each in session.calls.values()
+            if not each.parent_id and each.started_at_ns is not None
+        ]
+        known = [each for each in used if each is not None]
+        resize.check_shrink(
+            budget, old, promised, self.session_usage(session), sum(known) if known else None, host
+        )
         for call in session.calls.values():
             # Children first, when it shrinks; what they may reach does not grow with the session.
             if (limits := resize.within(call.limits, budget)) != call.limits:

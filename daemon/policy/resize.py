@@ -141,9 +141,14 @@ def within(limits: CallLimits, budget: Budget) -> CallLimits:
 
 
 def check_shrink(
-    budget: Budget, old: Budget, memory_reserved_bytes: int, usage: Usage, host: HostView
+    budget: Budget,
+    old: Budget,
+    memory_reserved_bytes: int,
+    usage: Usage,
+    calls_current_bytes: int | None,
+    host: HostView,
 ) -> None:
-    """Raises RequestError(STATE) when the new budget is below what the session uses or has promised."""
+    """Raises RequestError(STATE) when the new budget is below what the session, or its calls, use or were promised."""
     # What is lent may be promised beyond the budget; that is no reason against a change that takes nothing away.
     if budget.calls_memory_bytes < min(memory_reserved_bytes, old.calls_memory_bytes):
         raise RequestError(
@@ -162,6 +167,18 @@ def check_shrink(
         raise RequestError(
             Kind.STATE,
             f"the session uses {format_size(current)}: a budget of {format_size(budget.memory_max_bytes)} would kill in it",
+            "ask for more, or free memory first",
+            "budget.memory_max_bytes",
+        )
+    if (
+        budget.calls_memory_bytes < old.calls_memory_bytes
+        and calls_current_bytes is not None
+        and budget.calls_memory_bytes < calls_current_bytes + _MARGIN_BYTES
+    ):
+        raise RequestError(
+            Kind.STATE,
+            f"the session's calls use {format_size(calls_current_bytes)}: {format_size(budget.calls_memory_bytes)} "
+            "for them would kill one",
             "ask for more, or free memory first",
             "budget.memory_max_bytes",
         )

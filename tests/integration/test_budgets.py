@@ -62,6 +62,15 @@ async def test_a_session_does_not_shrink_below_what_calls_inside_calls_were_prom
         daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=256 * MIB), None)
 
 
+async def test_a_session_does_not_shrink_below_what_its_calls_use(daemon: Daemon) -> None:
+    await daemon.open("web", GIB)
+    used = Usage(memory_current_bytes=500 * MIB, memory_peak_bytes=500 * MIB)
+    daemon.host.calls[begun(daemon, Intent(memory_bytes=50 * MIB))].usage = used
+    with pytest.raises(RequestError, match="calls use 500 MiB: 450 MiB for them would kill one"):
+        daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=600 * MIB), None)
+    daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=700 * MIB), None)
+
+
 async def test_a_call_that_never_fits_is_told_so_also_when_no_call_may_begin(daemon: Daemon) -> None:
     await daemon.open("web", GIB, calls_max=1)
     assert daemon.controller.declare("web", Intent(memory_bytes=MIB)).decision is Decision.GRANTED
