@@ -1,5 +1,6 @@
 """The queue never promises what is not there, lets nobody starve, and lets small calls through."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -190,6 +191,21 @@ class World:
         self.waiting.append(new)
         self.runs[new.id] = runs
 
+    def grow(self, number: int, more: int) -> tuple[str, ...]:
+        """One that runs takes more, as a ladder extends, of what is free and not kept for others; at these levels."""
+        if not self.running:
+            return ()
+        each, left = self.running[number % len(self.running)]
+        view = self.view()
+        claimed = queue.claims(view)
+        if any(view.levels[key].free_bytes - claimed[key] < more for key in each.levels):
+            return ()
+        larger = replace(each, memory_bytes=each.memory_bytes + more)
+        self.running[number % len(self.running)] = larger, left
+        passed = {other.id for other in queue.passed_by(self.view(), each.levels)}
+        self.waiting = [replace(other, passed=other.passed + (other.id in passed)) for other in self.waiting]
+        return each.levels
+
     def tick(self) -> queue.Plan:
         self.running = [(each, left - 1) for each, left in self.running if left > 1]
         found = plan(self.view())
@@ -247,6 +263,57 @@ def test_no_stream_of_later_calls_keeps_one_out(
         # The queue is bounded, as the daemon's is.
         world.waiting = sorted(world.waiting, key=lambda each: each.arrived)[:40]
     raise AssertionError("never granted")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(arrivals, min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(0, 9), st.integers(1, 60)), min_size=1, max_size=60),
+)
+def test_whoever_grows_passes_each_that_waits_a_bounded_number_of_times(
+    stream: list[tuple[str, int, CpuClass, int]], growths: list[tuple[int, int]]
+) -> None:
+    """Calls that never end and take more whenever they may: what is kept for others, nobody grows into."""
+    world = World((Priority.LOW, Priority.HIGH, Priority.HIGH))
+    for name, memory, cpu_class, _ in stream:
+        world.arrive(name, memory // 4 + 1, cpu_class, 10**6)
+    world.tick()
+    for name in NAMES:
+        world.arrive(name, TOTAL, CpuClass.BATCH, 1)
+    world.tick()
+    times: Counter[str] = Counter()
+    for number, more in growths:
+        grown = world.grow(number, more)
+        after = world.view()
+        times.update(
+            each.id
+            for each in world.waiting
+            if any(after.levels[key].free_bytes < each.memory_bytes for key in set(each.levels) & set(grown))
+        )
+    assert all(count <= BYPASSES_MAX for count in times.values()), times
+
+
+@settings(max_examples=100, deadline=None)
+@given(rounds, st.integers(1, TOTAL // EXPRESS_PART), st.sampled_from(NAMES))
+def test_a_small_interactive_call_goes_at_once_when_there_is_that_much_room(
+    history: list[tuple[list[tuple[str, int, CpuClass, int]], bool]], need: int, session: str
+) -> None:
+    """Whatever waits before it, and however long that has waited."""
+    world = World((Priority.HIGH, Priority.NORMAL, Priority.LOW))
+    for arriving, _ in history:
+        for name, memory, _, runs in arriving:
+            world.arrive(name, memory, CpuClass.BATCH, runs)
+        world.tick()
+        before = world.view()
+        largest = max((each.memory_bytes for each in world.waiting), default=0)
+        world.arrive(session, need, CpuClass.INTERACTIVE, 1)
+        small = world.waiting[-1]
+        fits = all(before.levels[key].free_bytes >= need for key in small.levels)
+        granted_now = small.id in granted(plan(world.view()))
+        if fits and need <= TOTAL - largest:
+            assert granted_now
+        assert fits or not granted_now
+        world.waiting.remove(small)
 
 
 # ---- measured ------------------------------------------------------------------------------------------------------
