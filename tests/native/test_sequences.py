@@ -12,6 +12,7 @@ import pytest
 
 from tests.running import running_daemon
 from tests.sequences.company import CONFIGURATION, Held, ends_agree, has_not_grown, nothing_is_left, play
+from tests.sequences.crashes import crashing_script, play_one_by_one
 from tests.sequences.steps import script
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making cgroups needs root")
@@ -20,6 +21,8 @@ SEQUENCES = 500
 # The daemon has grown to its size when so many are over.
 WARM = 100
 PLAYERS = 10
+# A start of the daemon takes most of a second.
+CRASHING_SEQUENCES = 8
 
 
 @pytest.mark.timeout(600)
@@ -41,3 +44,11 @@ def test_whatever_happens_the_invariants_hold(tmp_path: Path) -> None:
         assert {"ok", "signal", "operator", "session_end"} <= set(ended), (
             "they reached what they were to reach"
         )
+
+
+@pytest.mark.timeout(600)
+def test_whenever_the_daemon_dies_the_next_one_goes_on(tmp_path: Path) -> None:
+    with running_daemon(tmp_path, CONFIGURATION, memory="2G", on_stop="keep") as daemon:
+        outcome = asyncio.run(play_one_by_one(daemon, map(crashing_script, range(CRASHING_SEQUENCES))))
+        assert not outcome.failures, "\n".join(map(str, outcome.failures))
+        nothing_is_left(daemon, has_crashed=True)

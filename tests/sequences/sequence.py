@@ -120,14 +120,22 @@ class Sequence:
             return True
 
         await self._until(create, "a session")
+        await self._connect()
+        self._agent = _sleeper()
+        await self._operator.place_agent(self.name, self._agent.pid)
+
+    async def _connect(self) -> None:
+        """To a session whose stream begins anew."""
         self._session_number += 1
         self._client = AsyncClient(self._place.daemon.session_dir(self.name), timeout_s=PATIENCE_S)
+        await self._hear()
+
+    async def _hear(self) -> None:
+        assert self._client is not None
         hello = asyncio.Event()
         self._ears.append(asyncio.create_task(self._listen(self._client.watch(), hello)))
         async with asyncio.timeout(PATIENCE_S):
             await hello.wait()
-        self._agent = _sleeper()
-        await self._operator.place_agent(self.name, self._agent.pid)
 
     async def _listen(self, messages: AsyncIterator[Feedback], hello: asyncio.Event) -> None:
         async for message in messages:
@@ -288,10 +296,7 @@ class Sequence:
         old, self._client = self._client, AsyncClient(self._client.session_dir, timeout_s=PATIENCE_S)
         for task in self._asking:
             task.cancel()
-        hello = asyncio.Event()
-        self._ears.append(asyncio.create_task(self._listen(self._client.watch(), hello)))
-        async with asyncio.timeout(PATIENCE_S):
-            await hello.wait()
+        await self._hear()
         # The new stream has begun, so nothing is missed, and what both hear counts once.
         await old.close()
 
