@@ -22,6 +22,9 @@ _OPTIONS: Final = (
     # Also what a connection may take until the daemon says its first word.
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # A new client connects anew: else it would share the connection, and the pause after a failed one, with an older
+    # client of the same socket, behind which another session may stand by now.
+    ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
     # Limits are asked for where the limits are: no name service, no balancing, no repeating behind the caller's back.
     ("grpc.enable_retries", 0),

@@ -28,6 +28,8 @@ SESSIONS: Final = "sessions"
 # Where sockets are bound before anybody may reach them.
 STAGING: Final = ".new"
 
+_staged: Final = itertools.count()
+
 # sun_path of unix(7), less the NUL.
 _MOST_PATH_BYTES: Final = 107
 
@@ -122,9 +124,12 @@ def make_session_dir(path: Path, *, kept: bool) -> None:
 
 
 def make_staging_dir(run_dir: Path) -> Path:
-    """A new directory that nobody else may enter; its sockets' paths are no longer than a session's. Raises RequestError."""
+    """A new directory that nobody else may enter, of a name not used before. Raises RequestError.
+
+    When gRPC closes a socket it unlinks the path that it was bound to, which must not be another session's by then.
+    """
     with _host_errors(run_dir / STAGING):
-        for number in itertools.count():
+        for number in _staged:
             place = run_dir / STAGING / str(number)
             with contextlib.suppress(FileExistsError):
                 place.mkdir(mode=0o700)

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from agentcgroup.client import AsyncClient, Unreachable
 from agentcgroup.daemon.api import sockets
 from agentcgroup.daemon.config import Config, ConfigError, DaemonConfig
 from agentcgroup.daemon.errors import Kind, RequestError
@@ -27,6 +28,29 @@ def mode(path: Path) -> str:
 
 def owner(path: Path) -> tuple[int, int]:
     return path.stat().st_uid, path.stat().st_gid
+
+
+def test_a_place_where_sockets_are_bound_is_never_used_again(run_dir: Path) -> None:
+    """Whoever was bound there unlinks that path when it closes, at whatever time."""
+    (run_dir / sockets.STAGING).mkdir(parents=True)
+    first = sockets.make_staging_dir(run_dir)
+    first.rmdir()
+    assert sockets.make_staging_dir(run_dir) != first
+
+
+async def test_a_new_client_reaches_a_session_made_anew_while_an_old_one_still_pauses(
+    daemon: Daemon,
+) -> None:
+    session = await daemon.open("web")
+    async with AsyncClient(session.socket_dir) as old:
+        await old.limits()
+        await daemon.controller.remove_session("web", "")
+        for _ in range(5):
+            with pytest.raises(Unreachable):
+                await old.limits()
+        await daemon.open("web")
+        async with AsyncClient(session.socket_dir) as new:
+            assert (await new.limits()).session == "web"
 
 
 async def test_the_operators_socket_is_roots_alone(daemon: Daemon) -> None:
