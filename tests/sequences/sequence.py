@@ -133,9 +133,13 @@ class Sequence:
     async def _hear(self) -> None:
         assert self._client is not None
         hello = asyncio.Event()
-        self._ears.append(asyncio.create_task(self._listen(self._client.watch(), hello)))
+        ear = asyncio.create_task(self._listen(self._client.watch(), hello))
+        self._ears.append(ear)
+        ear.add_done_callback(lambda _: hello.set())
         async with asyncio.timeout(PATIENCE_S):
             await hello.wait()
+        if ear.done():
+            ear.result()
 
     async def _listen(self, messages: AsyncIterator[Feedback], hello: asyncio.Event) -> None:
         async for message in messages:
