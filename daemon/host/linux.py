@@ -14,7 +14,6 @@ import psutil
 from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupError, CgroupGone, ProcessGone
-from agentcgroup.cgroups.membership import cgroup_of
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host import kernel_events, processes
@@ -30,9 +29,9 @@ from agentcgroup.daemon.host.groups import (
     usage_of,
 )
 from agentcgroup.daemon.host.guard import SessionGuard
+from agentcgroup.daemon.host.homes import Homes
 from agentcgroup.daemon.host.kept import CgroupRecords
 from agentcgroup.daemon.host.marks import MemoryMarks
-from agentcgroup.daemon.host.pidfd import cgroup_id
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
 from agentcgroup.daemon.host.stderr import LastWords
 from agentcgroup.daemon.model import (
@@ -92,13 +91,10 @@ class LinuxHost:
         self.cpu_capacity_milli = min(config.host.cpu, online_milli) if config.host.cpu else online_milli
         self._oom_score_adj = config.call.oom_score_adj
         self._sessions: dict[str, SessionGroup] = {}
-        self._adopted: dict[str, str] = {}  # cgroup path, as in /proc/PID/cgroup, of a container -> session
         self._calls: dict[str, CallGroup] = {}
-        self._call_session: dict[str, str] = {}
         # Cgroups of an earlier daemon: their books begin in the middle.
         self._older: set[int] = set()
-        # Agent leaves and calls by cgroup id.
-        self._homes: dict[int, Location] = {}
+        self._homes = Homes(self.cgroup_root)
         self._exits = ExitWatch()
         self._changes = Changes()
         self._watch_of_call: dict[str, int] = {}
@@ -110,7 +106,7 @@ class LinuxHost:
         self._kernel_events = events
         self._keeper = keeper or SchedulerKeeper(None)
         self._class_of_calls = config.call.cpu_class
-        self.guard = SessionGuard(self._sessions, self._homes, events, self._keeper)
+        self.guard = SessionGuard(self._sessions, self._homes.by_id, events, self._keeper)
         self.door = door_for(config, capabilities, events, self._keeper, self._sessions, self._calls)
         if events is not None and events.sees_our_pids:
             self._exits.use_records(events.drain)
@@ -153,19 +149,19 @@ class LinuxHost:
         with _kernel(f"taking over the container's cgroup {cgroup_path}"):
             cgroup = Cgroup.open(f"{self._mount}/{cgroup_path.strip('/')}")
             group = SessionGroup.adopt(cgroup, session.budget, self._controllers)
-        self._adopted[self._relative(cgroup)] = session.name
         return self._enter(session, group)
 
     def _enter(self, session: Session, group: SessionGroup) -> str:
         self._sessions[session.name] = group
-        self._homes[group.agent.id] = Location(session.name)
+        path = self._relative(group.cgroup)
+        self._homes.add_session(session.name, group.agent.id, path if group.is_adopted else None)
         self._keeper.declare_agent(group.agent.id)
         self._protect_agents()
         if self._kernel_events is not None:
             self._kernel_events.open_books(group.cgroup)
         if session.ends_with_agent or group.is_adopted:
             self._watch_agent(session.name, group)
-        return self._relative(group.cgroup)
+        return path
 
     def _protect_agents(self) -> None:
         """The root's memory.min is the sum of the agents', without which reclaim from outside would not heed theirs."""
@@ -227,8 +223,7 @@ class LinuxHost:
         if group is None:
             return
         self.memory.forget(session)
-        self._homes.pop(group.agent.id, None)
-        self._adopted = {path: name for path, name in self._adopted.items() if name != session}
+        self._homes.forget_session(session, group.agent.id)
         self._keeper.forget(group.agent.id)
         if not await _until(group.try_remove, _REMOVE_DEADLINE_S):
             log.warning(
@@ -257,8 +252,7 @@ class LinuxHost:
         if self._kernel_events is not None:
             self._kernel_events.open_books(group.cgroup, call.limits.memory_bytes)
         self._keeper.declare_call(group.cgroup.id, call.intent.cpu_class or self._class_of_calls)
-        self._call_session[call.id] = call.session
-        self._homes[group.cgroup.id] = Location(call.session, call.id)
+        self._homes.add_call(call.id, call.session, group.cgroup.id)
         return self._relative(group.cgroup)
 
     def watch_memory(self, call_id: str, watched: bool) -> None:
@@ -333,7 +327,7 @@ class LinuxHost:
 
     def oom_counters(self, call_id: str) -> OomCounters:
         group = self._calls.get(call_id)
-        session = self._sessions.get(self._call_session.get(call_id, ""))
+        session = self._sessions.get(self._homes.session_of(call_id))
         if group is None or session is None:
             return OomCounters()
         counters = group.oom_counters(session)
@@ -351,15 +345,13 @@ class LinuxHost:
 
     def remove_call(self, call_id: str) -> bool:
         group = self._calls.pop(call_id, None)
-        self._call_session.pop(call_id, None)
         self._unwatch_memory(call_id)
-        if group is not None:
-            self._keeper.forget(group.cgroup.id)
-        if group is not None and self._kernel_events is not None:
-            self._kernel_events.close_books(group.cgroup.id)
         if group is None:
             return True
-        self._homes.pop(group.cgroup.id, None)
+        self._keeper.forget(group.cgroup.id)
+        if self._kernel_events is not None:
+            self._kernel_events.close_books(group.cgroup.id)
+        self._homes.forget_call(call_id, group.cgroup.id)
         self._older.discard(group.cgroup.id)
         return group.remove()
 
@@ -401,30 +393,7 @@ class LinuxHost:
         return processes.hold(process, inside)
 
     def locate(self, process: Process) -> Location:
-        # One ioctl where the kernel tells and the cgroup is one of ours; else by the path, which also knows what others
-        # made inside ours, and containers.
-        known = self._homes.get(cgroup_id(process.pidfd) or 0)
-        if known is not None:
-            return known
-        try:
-            path = cgroup_of(process.pid)
-        except ProcessGone:
-            return Location()
-        root = self.cgroup_root
-        session = ""
-        if path.startswith(root + "/"):
-            session = path[len(root) + 1 :].partition("/")[0]
-        else:
-            for adopted, name in self._adopted.items():
-                if path == adopted or path.startswith(adopted + "/"):
-                    session = name
-        if session not in self._sessions:
-            return Location()
-        # The innermost call of the path; a nested call's parent stands before it.
-        for part in reversed(path.split("/")):
-            if self._call_session.get(part) == session:
-                return Location(session, part)
-        return Location(session)
+        return self._homes.locate(process)
 
     def watch_process(
         self, process: Process, on_exit: Callable[[], None], on_status: Callable[[ExitStatus], None]

@@ -3,7 +3,7 @@
 The collector emits what stands here and nothing else; docs/metrics.md is printed from it and the
 dashboard is checked against it. Base units only (seconds, bytes, cores). Label values are closed lists,
 except `session`, of which there are at most `host.sessions_max`. No label names a call or a process:
-those are in the history.
+those are in the history. One long table, because it is one: its order is that of the page and of a scrape.
 """
 
 from typing import Final
