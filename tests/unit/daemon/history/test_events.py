@@ -1,7 +1,6 @@
 """Decisions are kept beside the calls: in order, in bounds, and told call by call. Real SQLite throughout."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,8 @@ from hypothesis import given, settings, strategies as st
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.history import DisabledHistory, DropCause, HistoryStore, events, waiting
 from agentcgroup.daemon.model import Action, Actor, Event, event_id
-from tests.unit.daemon.test_history import DAY_NS, NOW_NS, entry, wait_until
-
-Make = Callable[..., HistoryStore]
+from tests.running import wait_until
+from tests.unit.daemon.history.entries import DAY_NS, NOW_NS, Make, entry
 
 
 def event(number: int, call_id: str = "c1", session: str = "alpha", **changes: object) -> Event:
@@ -28,25 +26,6 @@ def event(number: int, call_id: str = "c1", session: str = "alpha", **changes: o
         inputs=(("memory_bytes", 1 << 30), ("verdict", "ok")),
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "history.sqlite3"
-
-
-@pytest.fixture
-def make(path: Path) -> Iterator[Make]:
-    stores: list[HistoryStore] = []
-
-    def build(keep_ms: int = 30 * 86_400_000, size_bytes: int = 64 << 20) -> HistoryStore:
-        store = HistoryStore(path, keep_ms=keep_ms, size_bytes=size_bytes, now_ns=lambda: NOW_NS)
-        stores.append(store)
-        return store
-
-    yield build
-    for store in stores:
-        assert store.close(), "a store did not close in time"
 
 
 @settings(deadline=None)
@@ -164,7 +143,9 @@ def test_events_that_find_no_room_are_counted_apart_from_calls(tmp_path: Path) -
     store.record(entry(1))
     for number in range(waiting.WAITING_MAX + 2):
         store.note(event(number))
-    wait_until(lambda: store.stats().events_dropped.get(DropCause.QUEUE_FULL) == 2, "the queue to overflow")
+    wait_until(
+        lambda: store.stats().events_dropped.get(DropCause.QUEUE_FULL) == 2, what="the queue to overflow"
+    )
     assert store.stats().dropped[DropCause.QUEUE_FULL] == 1
     assert store.close()
     assert store.stats().events_dropped[DropCause.STOPPED] == waiting.WAITING_MAX
