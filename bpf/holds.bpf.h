@@ -9,9 +9,9 @@
  *   comes upon kernel code is followed by looks every 100 us, until one finds the task in user mode (on x86; elsewhere
  *   the next tick does). A task that does nothing but take page faults is hard to meet there: of holds of 40 ms in the
  *   guest one in fifteen never began. One that sleeps is not touched until it has woken up and met a tick.
- * - A writer that runs in the task on its way back to user mode, where no lock of the kernel is held (task work, kernel
- *   6.18), sets `on_way_back` and kicks the CPU; the task is then taken off at once, inside that callback, which sets it
- *   back to 0 when it goes on. holds_return.bpf.h does so.
+ * - A writer that runs in the task on its way back to user mode, where it holds no lock of the kernel and no RCU grace
+ *   period waits for it (task work, kernel 6.18), sets `on_way_back` and kicks the CPU; the task is then taken off at once,
+ *   inside that callback, which sets it back to 0 when it goes on. holds_return.bpf.h does so.
  * - It stays off until `until_ns`, but not longer than scheduler_knobs.hold_max_ns (500 ms) at a time, and runs at least
  *   one tick in between. A later `until_ns`, written while it is held, makes this hold longer within the same bound.
  * - All holds of a task together last at most scheduler_knobs.hold_total_max_ns (5 s): after that it is not held until

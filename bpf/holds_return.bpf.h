@@ -29,6 +29,8 @@ extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct b
 /* The class of tasks that sched_ext schedules; without it nobody can be held. */
 extern const void ext_sched_class __ksym __weak;
 extern void scx_bpf_kick_cpu(s32 cpu, u64 flags) __ksym __weak;
+extern void bpf_preempt_disable(void) __ksym __weak;
+extern void bpf_preempt_enable(void) __ksym __weak;
 
 /* Whether a scheduler of sched_ext has the task: every one in mode full, and none without. */
 static __always_inline bool can_be_held(struct task_struct *task)
@@ -57,7 +59,10 @@ static __always_inline bool be_held(struct scheduler_hold *hold)
 	struct kick kick = {.hold = hold, .until_ns = bpf_ktime_get_ns() + KICK_NS, .holds = hold->holds};
 
 	hold->on_way_back = 1;
+	/* Taken off when preemption is enabled again, not within the kick: there it is an RCU reader, for which all wait. */
+	bpf_preempt_disable();
 	scx_bpf_kick_cpu(bpf_get_smp_processor_id(), KICK_PREEMPT);
+	bpf_preempt_enable();
 	bpf_loop(KICK_LOOKS, has_come, &kick, 0);
 	hold->on_way_back = 0;
 	return hold->holds != kick.holds;
@@ -70,7 +75,7 @@ static __always_inline bool be_held(struct scheduler_hold *hold)
 static __always_inline void hold_on_way_back(struct task_struct *task, struct bpf_task_work *work, void *map,
 					     task_work_callback *callback)
 {
-	if (!uses_task_work || !bpf_ksym_exists(scx_bpf_kick_cpu))
+	if (!uses_task_work || !bpf_ksym_exists(scx_bpf_kick_cpu) || !bpf_ksym_exists(bpf_preempt_enable))
 		return;
 	if (bpf_ksym_exists(bpf_task_work_schedule_resume))
 		bpf_task_work_schedule_resume(task, work, map, callback);
