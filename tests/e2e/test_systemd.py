@@ -201,12 +201,14 @@ def test_a_crash_and_a_restart_cost_no_session_its_life_its_limits_or_its_daemon
         (call,) = operator.calls(SESSION)
         assert (call.pid, call.state) == (alive.call.pid, CallState.RUNNING)
         assert (session.budget.memory_max_bytes, call.limits.pids_max) == (200 * MIB, 10)
-        assert [each.action for each in operator.explain(call.id).events].count(Action.ADOPTED) == 2
+        wait_until(
+            lambda: [one.action for one in operator.explain(call.id).events].count(Action.ADOPTED) == 2, 60
+        )
         again = [str(LAUNCHER), "run", "--session-dir", session.socket_dir, "--", "true"]
         assert subprocess.run(again, check=False).returncode == 0
         alive.call.terminate()
         alive.call.wait(60)
-        wait_until(lambda: not operator.calls(SESSION), 60)
+        wait_until(lambda: call.id in {each.report.call_id for each in operator.history()}, 60)
         (entry,) = [each for each in operator.history() if each.report.call_id == call.id]
         assert (entry.report.verdict, entry.report.signal) == (Verdict.SIGNAL, signal.SIGTERM)
         assert entry.report.usage.memory_peak_bytes
