@@ -22,7 +22,7 @@ SEQUENCES = 500
 WARM = 100
 PLAYERS = 10
 # A start of the daemon takes most of a second.
-CRASHING_SEQUENCES = 8
+CRASHING_SEQUENCES = 5
 
 
 @pytest.mark.timeout(600)

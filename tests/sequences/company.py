@@ -14,7 +14,7 @@ from agentcgroup.client import AsyncOperatorClient, ClientError
 from tests.running import RunningDaemon
 from tests.sequences import checks
 from tests.sequences.sequence import MIB, PATIENCE_S, Place, Sequence, describe
-from tests.sequences.steps import Script
+from tests.sequences.steps import CRASH, Script
 
 _LOOK_EVERY_S: Final = 0.1
 # Python frees late and the daemon remembers what calls needed; more than this is a leak.
@@ -70,10 +70,11 @@ class Failure:
     error: BaseException
 
     def __str__(self) -> str:
+        crashes = any(step.verb == CRASH for step in self.sequence.script.steps)
         return (
             f"seed {self.sequence.script.seed}: {type(self.error).__name__}: {self.error}\n"
             f"{describe(self.sequence)}"
-            f"  again: python -m tests.sequences {self.sequence.script.seed}"
+            f"  again: python -m tests.sequences {self.sequence.script.seed}{' --crashes' if crashes else ''}"
         )
 
 

@@ -14,7 +14,7 @@ from agentcgroup.client import AsyncOperatorClient, CallState, Event, Unreachabl
 from tests.running import RunningDaemon
 from tests.sequences.company import FAULTS, Failure, Outcome
 from tests.sequences.sequence import PATIENCE_S, Place, Sequence
-from tests.sequences.steps import Script, Step, script
+from tests.sequences.steps import CRASH, Script, Step, script
 
 _MOST_CRASHES: Final = 2
 
@@ -24,7 +24,7 @@ def crashing_script(seed: int) -> Script:
     played, dice = script(seed), random.Random(-1 - seed)
     steps = list(played.steps)
     for _ in range(dice.randint(1, _MOST_CRASHES)):
-        steps.insert(dice.randint(1, len(steps)), Step("crash", {"after_ms": dice.choice((0, 0, 1, 5, 20))}))
+        steps.insert(dice.randint(1, len(steps)), Step(CRASH, {"after_ms": dice.choice((0, 0, 1, 5, 20))}))
     return dataclasses.replace(played, steps=tuple(steps))
 
 

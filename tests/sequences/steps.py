@@ -10,6 +10,8 @@ from typing import Any, Final
 
 Arguments = dict[str, Any]
 
+# The step at which the daemon dies; see tests.sequences.crashes.
+CRASH: Final = "crash"
 # Steps of one sequence.
 _LEAST, _MOST = 4, 14
 _PRIORITIES: Final = ("low", "normal", "high")
