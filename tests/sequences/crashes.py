@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterable
 from typing import Final
 
-from agentcgroup.client import AsyncOperatorClient, CallState, Event, Unreachable
+from agentcgroup.client import AsyncOperatorClient, Event, Unreachable
 from tests.running import RunningDaemon
 from tests.sequences.company import FAULTS, Failure, Outcome
 from tests.sequences.sequence import PATIENCE_S, Place, Sequence
