@@ -79,12 +79,28 @@ static void settle_task(struct scheduler_task *state, u64 slice)
 		state->vtime_ns = clock + AHEAD_MAX_NS;
 }
 
+/*
+ * Whether `p`, which woke up, may go straight to its CPU, to run as soon as that is free: it may run on no other, nobody
+ * else waits, and the task that runs there is of the same group, so that no group gets or loses anything by it.
+ */
+static __always_inline bool may_go_straight(struct task_struct *p, const struct scheduler_task *state, u64 now)
+{
+	s32 number = scx_bpf_task_cpu(p);
+	struct cpu_state *cpu = cpu_at(number);
+
+	return fields(p)->nr_cpus_allowed == 1 && cpu->is_busy && cpu->group == state->group && !tasks_queued &&
+	       !is_waiting_in(PINNED_QUEUE + number, cpu->pinned_used_at_ns, now) &&
+	       !is_waiting_in(PROMPT_QUEUE, prompt_used_at_ns, now) && !is_waiting_in(RESCUE_QUEUE, rescue_used_at_ns, now) &&
+	       scx_bpf_dsq_nr_queued(DSQ_LOCAL_ON(number)) <= 0;
+}
+
 static void wait_in_group(struct task_struct *p, struct scheduler_task *state, u64 slice, u64 enq_flags)
 {
 	u32 number = state->group;
 	struct group *group = at(number);
 
 	bpf_spin_lock(&tree_lock);
+	stir(state);
 	if (state->queued_in != number) {
 		leave_queue(state);
 		if (!group->queued && group->heap) {
@@ -93,13 +109,16 @@ static void wait_in_group(struct task_struct *p, struct scheduler_task *state, u
 			if (group->own_key > group->clock + CLAIM_MAX_NS)
 				group->own_key = group->clock + CLAIM_MAX_NS;
 		}
-		group->queued++;
+		__sync_fetch_and_add(&group->queued, 1);
+		__sync_fetch_and_add(&tasks_queued, 1);
 		state->queued_in = number;
 	}
 	activate(number);
 	bpf_spin_unlock(&tree_lock);
 	scx_bpf_dsq_insert_vtime(p, GROUP_QUEUE + number, slice, state->vtime_ns, enq_flags);
-	kick_idle(fields(p)->cpus_ptr);
+	/* The kernel wakes up the CPU that a task woke up on. */
+	if (!(enq_flags & ENQ_WAKEUP) || fields(p)->nr_cpus_allowed > 1)
+		kick_idle(fields(p)->cpus_ptr);
 }
 
 SEC("struct_ops/agentcg_enqueue")
@@ -120,7 +139,8 @@ void BPF_PROG(agentcg_enqueue, struct task_struct *p, u64 enq_flags)
 		return;
 	}
 	state->queued_at_ns = now;
-	if (is_held(p, state) && park(p, enq_flags)) {
+	/* Who wakes up slept wherever it wanted, and may have a lock. */
+	if (!(enq_flags & ENQ_WAKEUP) && is_held(p, state) && park(p, enq_flags)) {
 		/* So that `running` ends the hold, whoever found the task. */
 		state->may_park = 1;
 		return;
@@ -132,12 +152,18 @@ void BPF_PROG(agentcg_enqueue, struct task_struct *p, u64 enq_flags)
 	}
 	latency = latency_of(state->group);
 	slice = slice_of(latency);
-	if (is_ending(p) && group_throttled(state->group)) {
+	if (group_throttled(state->group) && is_ending(p)) {
+		rescue_used_at_ns = now;
 		scx_bpf_dsq_insert(p, RESCUE_QUEUE, slice, enq_flags);
 		kick_idle(fields(p)->cpus_ptr);
 		return;
 	}
 	settle_task(state, slice);
+	if ((enq_flags & ENQ_WAKEUP) && may_go_straight(p, state, now) && !group_throttled(state->group)) {
+		count(PLACED_STRAIGHT);
+		scx_bpf_dsq_insert(p, DSQ_LOCAL, slice, enq_flags);
+		return;
+	}
 	if ((enq_flags & ENQ_WAKEUP) && !group_throttled(state->group) && serve_promptly(p, state, latency, enq_flags))
 		return;
 	if (is_restricted(p))
@@ -160,7 +186,7 @@ static u32 group_to_go_on(struct task_struct *prev)
 }
 
 /* Whether the task that just ran goes on: nobody waits that goes before it. */
-static bool keep_running(struct task_struct *prev, u32 rival, u32 going_on)
+static bool keep_running(struct cpu_state *here, struct task_struct *prev, u32 rival, u32 going_on)
 {
 	struct scheduler_task *state, *other;
 	struct bpf_iter_scx_dsq it;
@@ -191,6 +217,7 @@ static bool keep_running(struct task_struct *prev, u32 rival, u32 going_on)
 	}
 	bpf_spin_lock(&tree_lock);
 	advance(going_on);
+	prepay(here, going_on);
 	bpf_spin_unlock(&tree_lock);
 	count(PLACED_KEPT);
 	set_slice(prev, slice_of(latency_of(going_on)));
@@ -201,21 +228,28 @@ SEC("struct_ops/agentcg_dispatch")
 void BPF_PROG(agentcg_dispatch, s32 cpu, struct task_struct *prev)
 {
 	u64 now = scx_bpf_now();
+	struct cpu_state *here = cpu_at(cpu);
 	u32 shifted[PICK_TRIES] = {}, rival = NO_GROUP, going_on = group_to_go_on(prev);
 	bool found = false;
 	int try;
 
-	if (scx_bpf_dsq_nr_queued(RESCUE_QUEUE) > 0 && scx_bpf_dsq_move_to_local(RESCUE_QUEUE)) {
+	if (is_waiting_in(RESCUE_QUEUE, rescue_used_at_ns, now) && scx_bpf_dsq_move_to_local(RESCUE_QUEUE)) {
 		count(PLACED_RESCUED);
 		return;
 	}
-	if (scx_bpf_dsq_nr_queued(PROMPT_QUEUE) > 0 && scx_bpf_dsq_move_to_local(PROMPT_QUEUE))
+	if (is_waiting_in(PROMPT_QUEUE, prompt_used_at_ns, now) && scx_bpf_dsq_move_to_local(PROMPT_QUEUE))
 		return;
 	for (try = 0; try < PICK_TRIES; try++) {
 		bpf_spin_lock(&tree_lock);
+		refund(here);
 		rival = next_group();
+		/* Else it is not sure who is served. */
+		if (rival && !going_on) {
+			advance(rival);
+			prepay(here, rival);
+		}
 		bpf_spin_unlock(&tree_lock);
-		if (run_pinned(cpu, cpu, rival, going_on, now) || keep_running(prev, rival, going_on)) {
+		if (run_pinned(cpu, cpu, rival, going_on, now) || keep_running(here, prev, rival, going_on)) {
 			found = true;
 			break;
 		}
@@ -224,9 +258,12 @@ void BPF_PROG(agentcg_dispatch, s32 cpu, struct task_struct *prev)
 			break;
 		}
 		if (scx_bpf_dsq_move_to_local(GROUP_QUEUE + rival)) {
-			bpf_spin_lock(&tree_lock);
-			advance(rival);
-			bpf_spin_unlock(&tree_lock);
+			if (going_on) {
+				bpf_spin_lock(&tree_lock);
+				advance(rival);
+				prepay(here, rival);
+				bpf_spin_unlock(&tree_lock);
+			}
 			count(PLACED_QUEUED);
 			found = true;
 			break;
@@ -234,6 +271,7 @@ void BPF_PROG(agentcg_dispatch, s32 cpu, struct task_struct *prev)
 		/* Its tasks are on their way in, or out to another CPU: look past it once. */
 		count(PICK_RACED);
 		bpf_spin_lock(&tree_lock);
+		refund(here);
 		shift(rival, slice_of(LATENCY_BATCH));
 		bpf_spin_unlock(&tree_lock);
 		shifted[try] = rival;
@@ -256,7 +294,7 @@ void BPF_PROG(agentcg_tick, struct task_struct *p)
 
 	if (!state)
 		return;
-	charge_task(p, state);
+	charge_task(p, state, false);
 	if (!take_off(p, state) && group_throttled(state->group) && !is_ending(p))
 		set_slice(p, 0);
 }
@@ -268,14 +306,14 @@ void BPF_PROG(agentcg_update_idle, s32 cpu, bool idle)
 
 	state->is_busy = 0;
 	/* A task that was queued between our last look and the idle mark found no idle CPU to wake. */
-	if (!idle || !at(root_group)->heap || state->idle_retries >= IDLE_RETRIES_MAX)
+	if (!idle || !is_work_waiting(scx_bpf_now()) || state->idle_retries >= IDLE_RETRIES_MAX)
 		return;
 	state->idle_retries++;
 	count(IDLE_RETRIES);
 	scx_bpf_kick_cpu(cpu, 0);
 }
 
-/* Defined so that the kernel does not end us over hotplug: a queue of a CPU that is gone is emptied by the others. */
+/* Defined so that the kernel does not end us over hotplug. */
 SEC("struct_ops/agentcg_cpu_online")
 void BPF_PROG(agentcg_cpu_online, s32 cpu)
 {
@@ -286,6 +324,7 @@ void BPF_PROG(agentcg_cpu_offline, s32 cpu)
 {
 	cpu_at(cpu)->is_busy = 0;
 	cpu_at(cpu)->idle_retries = 0;
+	leave_cpu(cpu);
 }
 
 SEC("struct_ops.s/agentcg_init")
@@ -335,10 +374,9 @@ void BPF_PROG(agentcg_exit, struct scx_exit_info *info)
 		.enqueue = (void *)agentcg_enqueue,                                                                    \
 		.dispatch = (void *)agentcg_dispatch,                                                                  \
 		.tick = (void *)agentcg_tick,                                                                          \
-		.runnable = (void *)agentcg_runnable,                                                                  \
 		.running = (void *)agentcg_running,                                                                    \
 		.stopping = (void *)agentcg_stopping,                                                                  \
-		.quiescent = (void *)agentcg_quiescent,                                                                \
+		.disable = (void *)agentcg_disable,                                                                    \
 		.update_idle = (void *)agentcg_update_idle,                                                            \
 		.init_task = (void *)agentcg_init_task,                                                                \
 		.exit_task = (void *)agentcg_exit_task,                                                                \

@@ -28,6 +28,7 @@ enum scheduler_counter {
 	PLACED_PROMPT,
 	PLACED_RESCUED,
 	PLACED_KEPT,
+	PLACED_STRAIGHT,
 
 	/* Why a CPU found nothing where it looked. */
 	PICK_EMPTY,

@@ -40,7 +40,7 @@ _POSSIBLE: Final = Path("/sys/devices/system/cpu/possible")
 # In the order of enum scheduler_counter.
 COUNTERS: Final = (
     *("placed_idle", "placed_queued", "placed_pinned", "placed_kernel_thread"),
-    *("placed_preempting", "placed_prompt", "placed_rescued", "placed_kept"),
+    *("placed_preempting", "placed_prompt", "placed_rescued", "placed_kept", "placed_straight"),
     *("pick_empty", "pick_raced", "idle_retries"),
     *("throttles", "unthrottles"),
     *("holds", "holds_released", "holds_refused_total"),
@@ -203,6 +203,7 @@ class CpuScheduler(Programs):
             shared=shared,
         )
         self._classes = self.hash_map("latency_classes", _Class)
+        self._class_changes = 0
         # What it says is in `scheduler_ends`; the ring only wakes up who waits.
         self._bell = self.ring("scheduler_bell", lambda record: None)
 
@@ -226,6 +227,9 @@ class CpuScheduler(Programs):
     def set_class(self, cgroup_id: int, latency: LatencyClass) -> None:
         """Best before the first process of the cgroup; forgotten by itself when the cgroup goes."""
         self._classes.put(cgroup_id, _Class(int(latency)))
+        # Only now, or the program would keep what it found before.
+        self._class_changes += 1
+        libbpf.update(self.map_fd("latency_changes"), _u32(0), _Class(self._class_changes))
 
     def hold(self, pidfd: int, until_ns: int) -> None:
         """Keep the thread of `pidfd` off its CPU until then, as holds.bpf.h says; 0 lets it go. Raises BpfError."""

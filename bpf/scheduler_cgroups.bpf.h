@@ -37,6 +37,7 @@ static void follow_idle(struct group *group)
 		return;
 	bpf_spin_lock(&tree_lock);
 	set_idle(group, is_idle);
+	idle_changes++;
 	bpf_spin_unlock(&tree_lock);
 }
 
@@ -48,8 +49,8 @@ void BPF_PROG(agentcg_cgroup_move, struct task_struct *p, struct cgroup *from, s
 
 	if (!state)
 		return;
-	bpf_spin_lock(&tree_lock);
 	leave_queue(state);
+	bpf_spin_lock(&tree_lock);
 	rest(state);
 	unreference(state->group);
 	state->group = number;
@@ -101,6 +102,7 @@ s32 BPF_PROG(agentcg_cgroup_init, struct cgroup *cgrp, struct scx_cgroup_init_ar
 	group->references = 0;
 	group->flags = 0;
 	set_idle(group, is_idle);
+	group->class_version = 0;
 	group->debt = 0;
 	group->clock = 0;
 	group->own_key = 0;

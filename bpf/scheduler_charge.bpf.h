@@ -73,46 +73,87 @@ static void spend(struct group *group, u64 ns, u64 now)
 	throttled_groups++;
 }
 
-/* Put `ns` of CPU time on the books of `number` and all above it. */
-static void charge(u32 number, u64 ns, u64 now)
+/*
+ * A group whose task is about to run is charged a slice ahead. Else all CPUs that look meanwhile find it as far behind as
+ * before, and one of few tasks has all of them running at once, and then none, whatever weights they have. With the lock.
+ */
+static void prepay(struct cpu_state *cpu, u32 number)
+{
+	if (knobs.cpus < 2)
+		return;
+	cpu->prepaid_group = number;
+	cpu->prepaid_ns = knobs.slice_ns[LATENCY_NORMAL];
+	shift(number, cpu->prepaid_ns);
+}
+
+/* What was charged ahead and not used. With the lock. */
+static void refund(struct cpu_state *cpu)
+{
+	if (!cpu->prepaid_group)
+		return;
+	shift(cpu->prepaid_group, -cpu->prepaid_ns);
+	cpu->prepaid_group = NO_GROUP;
+	cpu->prepaid_ns = 0;
+}
+
+/* What of `ran` the group of `number` was charged for ahead, or all that is left of that when the task `rests`. */
+static __always_inline s64 take_prepaid(struct cpu_state *cpu, u32 number, s64 ran, bool rests)
+{
+	s64 taken;
+
+	if (cpu->prepaid_group != number)
+		return 0;
+	taken = rests || cpu->prepaid_ns < ran ? cpu->prepaid_ns : ran;
+	cpu->prepaid_ns -= taken;
+	return taken;
+}
+
+/* Put `ns` of CPU time, of which `prepaid_ns` are there already, on the books of `number` and all above it. */
+static void charge(u32 number, u64 ns, s64 prepaid_ns, u64 now)
 {
 	struct group *own = at(number);
 
 	own->own_key += ns / (own->queued + 1);
 	while (number && number != root_group && can_loop) {
-		struct group *group = at(number);
+		struct group *group = at(number), *parent = at(group->parent);
 
-		struct group *parent = at(group->parent);
-
-		charge_key(group, ns);
+		charge_key(group, (s64)ns - prepaid_ns);
 		/* Nobody else wanted it, so nobody has to be made good for it later. */
-		if (parent->runnable == group->runnable && group->key + group->debt > parent->clock)
+		if (parent->runnable <= 1 && group->key + group->debt > parent->clock)
 			parent->clock = group->key + group->debt;
 		spend(group, ns, now);
 		number = group->parent;
 	}
 }
 
-/* Charge what `p` has run since last time. */
-static void charge_task(struct task_struct *p, struct scheduler_task *state)
+/* Charge what `p` has run since last time; `rests`: it goes to sleep with that. */
+static void charge_task(struct task_struct *p, struct scheduler_task *state, bool rests)
 {
+	struct group *group = at(state->group);
 	u64 now = scx_bpf_now(), total = fields(p)->se.sum_exec_runtime, ran = total - state->charged_ns;
 	u32 weight = fields(p)->scx.weight, before;
+	struct cpu_state *cpu = cpu_at(scx_bpf_task_cpu(p));
 	bool throttled;
 
-	if ((s64)ran <= 0)
+	if ((s64)ran < 0)
+		ran = 0;
+	if (!ran && !rests)
 		return;
 	state->charged_ns = total;
 	if (weight > WEIGHT_TASK_MAX)
 		weight = WEIGHT_TASK_MAX;
 	if (weight < WEIGHT_TASK_MIN)
 		weight = WEIGHT_TASK_MIN;
-	state->vtime_ns += ran * WEIGHT_DEFAULT / weight;
 	bpf_spin_lock(&tree_lock);
+	if ((s64)(state->vtime_ns - group->task_clock) > 0)
+		group->task_clock = state->vtime_ns;
 	before = throttled_groups;
-	charge(state->group, ran, now);
+	charge(state->group, ran, take_prepaid(cpu, state->group, ran, rests), now);
+	if (rests)
+		rest(state);
 	throttled = throttled_groups != before;
 	bpf_spin_unlock(&tree_lock);
+	state->vtime_ns += ran * WEIGHT_DEFAULT / weight;
 	if (throttled) {
 		count(THROTTLES);
 		need_timer(HOLD_CHECK_NS);

@@ -14,7 +14,7 @@ enum {
 	DISPLACE_TRIES = 8,
 };
 
-static u32 latency_of(u32 group)
+static u32 find_latency(u32 group)
 {
 	enum latency_class *class;
 	u64 id;
@@ -30,6 +30,22 @@ static u32 latency_of(u32 group)
 		group = at(group)->parent;
 	}
 	return LATENCY_NORMAL;
+}
+
+/* Its group keeps what was found until some class changes. Racing finders find the same, or will have to look again. */
+static __always_inline u32 latency_of(u32 number)
+{
+	struct group *group = at(number);
+	u32 first = 0, *changes = bpf_map_lookup_elem(&latency_changes, &first), version;
+
+	/* Both only grow, so that their sum is the same only while both are; 0 is for never. */
+	version = (changes ? *changes : 0) + idle_changes + 1;
+	if (group->class_version == version)
+		return group->latency;
+	group->class_version = 0;
+	group->latency = find_latency(number);
+	group->class_version = version;
+	return group->latency;
 }
 
 static __always_inline u64 slice_of(u32 latency)
@@ -116,6 +132,7 @@ static bool serve_promptly(struct task_struct *p, struct scheduler_task *state, 
 	if (!entitled)
 		return false;
 	count(PLACED_PROMPT);
+	prompt_used_at_ns = state->queued_at_ns;
 	scx_bpf_dsq_insert(p, PROMPT_QUEUE, slice_of(latency), enq_flags);
 	kick_idle(fields(p)->cpus_ptr);
 	return true;

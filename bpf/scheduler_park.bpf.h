@@ -90,6 +90,7 @@ static u64 end_holds(void)
 			looked++;
 			if (hold && hold->until_ns > now && now - hold->begun_at_ns < knobs.hold_max_ns && !is_ending(p))
 				continue;
+			rescue_used_at_ns = scx_bpf_now();
 			if (scx_bpf_dsq_move(&it, p, RESCUE_QUEUE, 0))
 				count(HOLDS_RELEASED);
 		}

@@ -17,7 +17,7 @@ enum {
 	GROUP_QUEUE = 1 << 17,
 
 	CPUS = 1024,
-	LOOK_AHEAD = 8,
+	LOOK_AHEAD = 32,
 	PICK_TRIES = 4,
 	/* Of one visit to idle, so that a CPU cannot spin over work that it may not take. */
 	IDLE_RETRIES_MAX = 8,
@@ -28,15 +28,30 @@ enum {
 
 #define SWEEP_NS (1000 * 1000 * 1000ULL)
 
+/* Queues that are empty most of the time are looked into only so long after something was put there, or was seen there. */
+#define LOOKED_INTO_NS (4 * SWEEP_NS)
+
 struct cpu_state {
+	/* When its PINNED_QUEUE was last used. */
+	u64 pinned_used_at_ns;
+	/* What is left of what a group was charged ahead for a task that is to run here; see prepay. */
+	s64 prepaid_ns;
+	u32 prepaid_group;
 	u32 group;
 	u32 latency;
 	u32 idle_retries;
 	u32 is_busy;
+	u32 reserved;
 };
 
 static struct cpu_state cpus[CPUS];
 static u64 timer_at_ns;
+/* Tasks in the queues of groups; changed by atomic operations. */
+static u32 tasks_queued;
+static u64 prompt_used_at_ns;
+static u64 rescue_used_at_ns;
+/* Classes found before cpu.idle of some group changed are no longer right. */
+static u32 idle_changes;
 
 struct bpf_spin_lock tree_lock SEC(".data.tree_lock") __attribute__((aligned(8))) __hidden;
 
@@ -57,6 +72,14 @@ struct {
 	__type(key, u64);
 	__type(value, enum latency_class);
 } latency_classes SEC(".maps");
+
+/* How often the daemon has changed `latency_classes`: written after that, so that what was found before is forgotten. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, u32);
+} latency_changes SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
@@ -126,9 +149,10 @@ static void need_timer(u64 ns)
 {
 	u32 first = 0;
 	struct timer_value *value;
-	u64 at_ns = scx_bpf_now() + ns;
+	u64 now = scx_bpf_now(), at_ns = now + ns;
 
-	if (timer_at_ns && timer_at_ns <= at_ns)
+	/* One that should have run a while ago is started anew. */
+	if (timer_at_ns <= at_ns && timer_at_ns + SWEEP_NS > now)
 		return;
 	value = bpf_map_lookup_elem(&scheduler_timer, &first);
 	if (!value)
@@ -157,12 +181,34 @@ static __always_inline bool is_ending(struct task_struct *p)
 	return fields(p)->flags & PF_EXITING || BPF_CORE_READ(p, signal, flags) & SIGNAL_GROUP_EXIT;
 }
 
+/* Whether something waits in a queue that was last used then. Looking it up costs more than to know that it cannot. */
+static __always_inline bool is_waiting_in(u64 queue, u64 used_at_ns, u64 now)
+{
+	return (s64)(now - used_at_ns) < (s64)LOOKED_INTO_NS && scx_bpf_dsq_nr_queued(queue) > 0;
+}
+
+/* Whether a task waits that any CPU may find. */
+static bool is_work_waiting(u64 now)
+{
+	return at(root_group)->heap || at(root_group)->queued || is_waiting_in(RESCUE_QUEUE, rescue_used_at_ns, now) ||
+	       is_waiting_in(PROMPT_QUEUE, prompt_used_at_ns, now);
+}
+
 static void kick_idle(const struct cpumask *allowed)
 {
 	s32 cpu = scx_bpf_pick_idle_cpu(allowed, 0);
 
 	if (cpu >= 0)
 		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE_);
+}
+
+/* It runs or waits from now on. With the lock. */
+static __always_inline void stir(struct scheduler_task *state)
+{
+	if (state->runnable_in)
+		return;
+	wake(state->group);
+	state->runnable_in = state->group;
 }
 
 /* Neither running nor waiting any more. With the lock. */
@@ -173,13 +219,13 @@ static __always_inline void rest(struct scheduler_task *state)
 	state->runnable_in = NO_GROUP;
 }
 
-/* No longer waiting in its group. With the lock. */
+/* No longer waiting in its group. */
 static __always_inline void leave_queue(struct scheduler_task *state)
 {
 	if (!state->queued_in)
 		return;
-	if (at(state->queued_in)->queued)
-		at(state->queued_in)->queued--;
+	__sync_fetch_and_sub(&at(state->queued_in)->queued, 1);
+	__sync_fetch_and_sub(&tasks_queued, 1);
 	state->queued_in = NO_GROUP;
 }
 

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * A task's life: begun, runnable, running, stopped, asleep, ended; and what each does to the books.
+ * A task's life: begun, running, stopped, ended; and what each does to the books.
+ *
+ * It is on the books of its groups (`runnable`) from when it is queued, or runs unqueued, until it stops to sleep. There
+ * are no callbacks for runnable and quiescent: every one costs every switch of the host, called for nothing or not.
  */
 #ifndef AGENTCGROUP_SCHEDULER_TASKS_BPF_H
 #define AGENTCGROUP_SCHEDULER_TASKS_BPF_H
@@ -48,7 +51,6 @@ void BPF_PROG(agentcg_running, struct task_struct *p)
 {
 	struct scheduler_task *state = state_of(p);
 	struct cpu_state *cpu = cpu_at(scx_bpf_task_cpu(p));
-	struct group *group;
 
 	cpu->idle_retries = 0;
 	if (!state)
@@ -58,12 +60,12 @@ void BPF_PROG(agentcg_running, struct task_struct *p)
 		end_hold(p);
 	}
 	state->charged_ns = fields(p)->se.sum_exec_runtime;
-	group = at(state->group);
-	bpf_spin_lock(&tree_lock);
 	leave_queue(state);
-	if ((s64)(state->vtime_ns - group->task_clock) > 0)
-		group->task_clock = state->vtime_ns;
-	bpf_spin_unlock(&tree_lock);
+	if (!state->runnable_in) {
+		bpf_spin_lock(&tree_lock);
+		stir(state);
+		bpf_spin_unlock(&tree_lock);
+	}
 	cpu->group = state->group;
 	cpu->latency = latency_of(state->group);
 	cpu->is_busy = 1;
@@ -77,28 +79,14 @@ void BPF_PROG(agentcg_stopping, struct task_struct *p, bool runnable)
 	cpu_at(scx_bpf_task_cpu(p))->is_busy = 0;
 	if (!state)
 		return;
-	charge_task(p, state);
+	charge_task(p, state, !runnable);
 	if (!runnable)
 		state->may_park = 0;
 }
 
-SEC("struct_ops/agentcg_runnable")
-void BPF_PROG(agentcg_runnable, struct task_struct *p, u64 enq_flags)
-{
-	struct scheduler_task *state = state_of(p);
-
-	if (!state)
-		return;
-	bpf_spin_lock(&tree_lock);
-	if (!state->runnable_in) {
-		wake(state->group);
-		state->runnable_in = state->group;
-	}
-	bpf_spin_unlock(&tree_lock);
-}
-
-SEC("struct_ops/agentcg_quiescent")
-void BPF_PROG(agentcg_quiescent, struct task_struct *p, u64 deq_flags)
+/* Of another class from now on, or about to end; it may have waited. One that ran has stopped before. */
+SEC("struct_ops/agentcg_disable")
+void BPF_PROG(agentcg_disable, struct task_struct *p)
 {
 	struct scheduler_task *state = state_of(p);
 

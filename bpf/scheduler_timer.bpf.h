@@ -22,23 +22,36 @@ static void rescue_from(u32 queue, u64 now)
 			looked++;
 			if (!state || now <= state->queued_at_ns)
 				continue;
-			if (now - state->queued_at_ns > knobs.rescue_after_ns || is_ending(p))
+			if (now - state->queued_at_ns > knobs.rescue_after_ns || is_ending(p)) {
+				rescue_used_at_ns = now;
 				scx_bpf_dsq_move(&it, p, RESCUE_QUEUE, 0);
+			}
 		}
 	}
 	bpf_iter_scx_dsq_destroy(&it);
 }
 
-/* Once a second: free the groups of cgroups that are gone, rescue who waited too long. */
+static __always_inline void look_into(u64 queue, u64 *used_at_ns, u64 now)
+{
+	if (scx_bpf_dsq_nr_queued(queue) > 0)
+		*used_at_ns = now;
+}
+
+/* Once a second: free the groups of cgroups that are gone, rescue who waited too long, see which queues are in use. */
 static void sweep(u64 now)
 {
 	u32 number, cpu;
 	bool freed;
 
 	for (cpu = zero; cpu < knobs.cpus && cpu < CPUS && can_loop; cpu++) {
-		if (scx_bpf_dsq_nr_queued(PINNED_QUEUE + cpu) > 0)
+		struct cpu_state *state = cpu_at(cpu);
+
+		look_into(PINNED_QUEUE + cpu, &state->pinned_used_at_ns, now);
+		if (state->pinned_used_at_ns == now)
 			rescue_from(PINNED_QUEUE + cpu, now);
 	}
+	look_into(PROMPT_QUEUE, &prompt_used_at_ns, now);
+	look_into(RESCUE_QUEUE, &rescue_used_at_ns, now);
 	for (number = zero + 1; number <= groups_high && number < GROUPS && can_loop; number++) {
 		struct group *group = at(number);
 
@@ -70,20 +83,28 @@ static u64 swept_at_ns;
 static int on_timer(void *map, u32 *key, struct timer_value *value)
 {
 	u64 now = scx_bpf_now(), next, wait;
-	u32 cpu;
+	u32 cpu, throttled = throttled_groups;
+	bool looks_at_pinned;
 
+	/* So that what is asked for while we look is seen below. */
+	timer_at_ns = now + SWEEP_NS;
 	next = end_throttles(now);
+	looks_at_pinned = throttled_groups < throttled;
 	wait = end_holds();
 	if (wait < next)
 		next = wait;
 	if (now - swept_at_ns >= SWEEP_NS) {
 		swept_at_ns = now;
 		sweep(now);
+		looks_at_pinned = true;
 	}
-	if (at(root_group)->heap || scx_bpf_dsq_nr_queued(RESCUE_QUEUE) > 0) {
+	/* A task that waited in the queue of a CPU, throttled, did not keep that CPU from going to sleep. */
+	if (is_work_waiting(now) || (looks_at_pinned && is_pinned_waiting(now))) {
 		for (cpu = zero; cpu < knobs.cpus && cpu < CPUS && can_loop; cpu++)
 			scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE_);
 	}
+	if (timer_at_ns < now + next)
+		next = timer_at_ns - now;
 	if (next < 100000)
 		next = 100000;
 	timer_at_ns = now + next;

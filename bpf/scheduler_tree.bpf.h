@@ -60,15 +60,18 @@ struct group {
 	u32 left;
 	u32 right;
 	u32 heap;
-	/* Own tasks that wait in the group's queue. */
+	/* Own tasks that wait in the group's queue; changed by atomic operations, with the lock and without. */
 	u32 queued;
-	/* Tasks that run or wait, those of all groups below it included. */
+	/* Own tasks that run or wait, and child groups that have such tasks in or below them. */
 	u32 runnable;
 	/* Tasks and child groups that name this group. */
 	u32 references;
 	u32 flags;
 	u32 level;
 	u32 next_free;
+	/* enum latency_class, as it was found at `class_version`; see latency_of. */
+	u32 latency;
+	u32 class_version;
 };
 
 static struct group groups[GROUPS];
@@ -132,10 +135,11 @@ static void heap_pop(u32 parent)
 	first->flags &= ~GROUP_IN_HEAP;
 }
 
-static void heap_push(u32 number)
+/* Put what was charged in the heap into the key, which the group must be out of for, or alone in it. */
+static __always_inline void settle_key(struct group *group)
 {
-	struct group *group = at(number), *holder = at(group->parent);
-	s64 most = holder->clock + weighted(group, AHEAD_MAX_NS), least = holder->clock - weighted(group, BEHIND_MAX_NS);
+	s64 clock = at(group->parent)->clock;
+	s64 most = clock + weighted(group, AHEAD_MAX_NS), least = clock - weighted(group, BEHIND_MAX_NS);
 
 	group->key += group->debt;
 	group->debt = 0;
@@ -143,6 +147,13 @@ static void heap_push(u32 number)
 		group->key = most;
 	if (group->key < least)
 		group->key = least;
+}
+
+static void heap_push(u32 number)
+{
+	struct group *group = at(number), *holder = at(group->parent);
+
+	settle_key(group);
 	group->left = NO_GROUP;
 	group->right = NO_GROUP;
 	group->flags |= GROUP_IN_HEAP;
@@ -154,15 +165,17 @@ static void wake(u32 number)
 {
 	while (number && can_loop) {
 		struct group *group = at(number);
-		s64 low = at(group->parent)->clock - weighted(group, CLAIM_MAX_NS);
+		s64 low;
 
-		if (!group->runnable && !(group->flags & GROUP_IN_HEAP)) {
+		if (group->runnable++)
+			return;
+		if (!(group->flags & GROUP_IN_HEAP)) {
+			low = at(group->parent)->clock - weighted(group, CLAIM_MAX_NS);
 			group->key += group->debt;
 			group->debt = 0;
 			if (group->key < low)
 				group->key = low;
 		}
-		group->runnable++;
 		number = number == root_group ? NO_GROUP : group->parent;
 	}
 }
@@ -172,8 +185,8 @@ static void unwake(u32 number)
 	while (number && can_loop) {
 		struct group *group = at(number);
 
-		if (group->runnable)
-			group->runnable--;
+		if (group->runnable && --group->runnable)
+			return;
 		number = number == root_group ? NO_GROUP : group->parent;
 	}
 }
@@ -250,14 +263,22 @@ static u32 next_group(void)
 			continue;
 		}
 		if (child->debt) {
-			heap_pop(number);
-			heap_push(first);
-			continue;
+			if (!child->left && !child->right) {
+				settle_key(child);
+			} else {
+				heap_pop(number);
+				heap_push(first);
+				continue;
+			}
 		}
-		if (group->queued && group->own_key < child->key - weighted(child, CLAIM_MAX_NS))
-			group->own_key = child->key - weighted(child, CLAIM_MAX_NS);
-		if (group->queued && group->own_key <= child->key)
-			return number;
+		if (group->queued) {
+			if (group->own_key < child->key - CLAIM_MAX_NS)
+				group->own_key = child->key - CLAIM_MAX_NS;
+			if (group->own_key > child->key + AHEAD_MAX_NS)
+				group->own_key = child->key + AHEAD_MAX_NS;
+			if (group->own_key <= child->key)
+				return number;
+		}
 		number = first;
 	}
 	return NO_GROUP;
