@@ -1,4 +1,4 @@
-"""The CPU scheduler on a real kernel, attached all the time: shares, caps, holds, churn.
+"""The CPU scheduler on a real kernel, attached all the time: shares, caps, holds. Churn is in test_scheduler_churn.py.
 
 Shares are read from cpu.stat after a given amount of CPU time, not of time: a slow machine makes these tests longer,
 not wrong. A machine that pauses is another matter: to the guest, whose clock goes on, the task that a virtual CPU was
@@ -8,13 +8,12 @@ shares wrongly does so each time.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from agentcgroup.bpf.scheduler import CpuScheduler, ForeignScheduler, LatencyClass, SchedulerMode
-from agentcgroup.cgroups.scratch import scratch_cgroup
+from agentcgroup.bpf.scheduler import CpuScheduler, ForeignScheduler, LatencyClass
 from tests.running import wait_until
 from tests.spinning import end, make, spin, usage_us
 
@@ -28,47 +27,6 @@ SESSIONS = {
     "b": (200, {"x": 50, "y": 100, "z": 50}),
     "c": (300, {"x": 400, "y": 100}),
 }
-
-
-@pytest.fixture
-def ground() -> Iterator[Path]:
-    with scratch_cgroup("cpu", deadline_s=60) as cgroup:
-        yield Path(cgroup.path)
-
-
-class Loaded:
-    """One scheduler for all tests, as long as it is not thrown off: the verifier takes seconds."""
-
-    def __init__(self) -> None:
-        self._current: CpuScheduler | None = None
-
-    def current(self) -> CpuScheduler:
-        if self._current is None:
-            self._current = CpuScheduler()
-            self._current.attach_scheduler(SchedulerMode.FULL)
-        return self._current
-
-    def close(self) -> None:
-        if self._current is not None:
-            self._current.close()
-        self._current = None
-
-
-@pytest.fixture(scope="module")
-def loaded() -> Iterator[Loaded]:
-    loaded = Loaded()
-    yield loaded
-    loaded.close()
-
-
-@pytest.fixture
-def scheduler(loaded: Loaded) -> Iterator[CpuScheduler]:
-    scheduler = loaded.current()
-    yield scheduler
-    ejected = scheduler.end()
-    if ejected is not None:
-        loaded.close()
-    assert ejected is None, f"ejected: {ejected}"
 
 
 def settles(measure: Callable[[], list[str]]) -> None:
@@ -149,37 +107,6 @@ def test_an_idle_cgroup_gets_next_to_nothing_beside_another(ground: Path, schedu
 
     settles(wrong_share)
     end(children)
-
-
-def test_cgroups_come_and_go_under_running_and_ending_tasks(ground: Path, scheduler: CpuScheduler) -> None:
-    before = scheduler.counters()
-    for number in range(30):
-        groups = [make(ground / f"{number}-{one}") for one in range(4)]
-        (groups[1] / "cpu.max").write_text("2000 100000")
-        children = spin(groups[1]) + spin(groups[number % 4], 1)
-        for group in groups:
-            (group / "cgroup.procs").write_text(str(children[-1].pid))
-        for group in groups:
-            (group / "cgroup.kill").write_text("1")
-        end(children)
-        for group in groups:
-            wait_until(lambda group=group: is_removed(group), deadline_s=30)
-    counters = scheduler.counters()
-    assert counters["groups_made"] >= before["groups_made"] + 120
-    assert counters["groups_missing"] == before["groups_missing"]
-    wait_until(
-        lambda: scheduler.counters()["groups_freed"] >= before["groups_freed"] + 119,
-        deadline_s=60,
-        what="the groups being freed",
-    )
-
-
-def is_removed(group: Path) -> bool:
-    try:
-        group.rmdir()
-    except OSError:
-        return False
-    return True
 
 
 def test_a_hold_keeps_a_task_off_its_cpu_and_ends(ground: Path, scheduler: CpuScheduler) -> None:

@@ -3,14 +3,12 @@
 import asyncio
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agentcgroup.bpf.scheduler import CpuScheduler, SchedulerMode, attached_scheduler
 from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
-from agentcgroup.cgroups.scratch import scratch_cgroup
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
 from agentcgroup.daemon.model import SchedulerState, SchedulerStatus
 from tests.running import wait_until
@@ -19,12 +17,6 @@ from tests.spinning import end, make, spin
 pytestmark = pytest.mark.kernel
 
 AN_HOUR_NS = 3_600_000_000_000
-
-
-@pytest.fixture
-def ground() -> Iterator[Path]:
-    with scratch_cgroup("cpu", deadline_s=60) as cgroup:
-        yield Path(cgroup.path)
 
 
 def is_held(scheduler: CpuScheduler, pidfd: int) -> bool:
