@@ -47,6 +47,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         choices=[part.name for part in PARTS],
         help="only this part; may be repeated",
     )
+    parser.add_argument("--cpus", type=int, help="processors of the guest; default: vm/run's own")
     parser.add_argument("--rounds", type=int, help="rounds of each part; default: the part's own")
     parser.add_argument("--check", action="store_true", help="exit with 3 when a target is missed")
     parser.add_argument("--here", action="store_true", help="on this machine instead of the guest, as root")
@@ -96,13 +97,15 @@ def measure_in_guest(arguments: argparse.Namespace) -> int:
 
 
 def _in_one_guest(parts: Sequence[Part], arguments: argparse.Namespace, is_counted: bool) -> int:
-    clock = ["--counted"] if is_counted else []
+    machine = ["--counted"] if is_counted else []
+    if arguments.cpus:
+        machine += ["--cpus", str(arguments.cpus)]
     options = [f"--part={part.name}" for part in parts]
     if arguments.rounds:
         options.append(f"--rounds={arguments.rounds}")
     command = [
         str(REPOSITORY / "vm" / "run"), "--kernel", arguments.kernel, "--no-daemon", "--timeout", str(GUEST_TIMEOUT_S),
-        "--share", "bench", "--out", str(arguments.out), *clock, "--",
+        "--share", "bench", "--out", str(arguments.out), *machine, "--",
         "env", f"PYTHONPATH={GUEST_SHARE}", GUEST_PYTHON,
         "-m", "bench.kernel", "--here", "--kernel", arguments.kernel, "--out", "/mnt/out", *options,
     ]  # fmt: skip

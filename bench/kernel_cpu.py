@@ -20,9 +20,9 @@ from bench.wakeups import latencies_us, traced
 OURS: Final = "agentcgroup"
 KERNEL: Final = "kernel"
 SCHEDULERS: Final = (OURS, KERNEL)
-MEASURED_S: Final = 5.0
+MEASURED_S: Final = 3.0
 # 10 ms apart.
-WAKE_UPS: Final = 400
+WAKE_UPS: Final = 200
 SPIN: Final = ("/bin/sh", "-c", "while :; do :; done")
 SESSIONS: Final = {
     "a": (100, {"x": 100, "y": 300}),
@@ -31,6 +31,8 @@ SESSIONS: Final = {
 }
 SPINNERS_PER_CALL: Final = 2
 HOGS: Final = 8
+# Eight batch calls, each a hog, and one batch call of eight.
+HOG_CALLS: Final = {"wake_up": HOGS, "wake_up_one": 1}
 
 
 def make(path: Path, weight: int = 100, *, is_inner: bool = False) -> Path:
@@ -93,27 +95,27 @@ def shares(ground: Path, measured_s: float) -> dict[str, Any]:
 
 
 def cap(ground: Path, measured_s: float) -> dict[str, float]:
-    """Percent of one CPU that a group capped at 50 % gets, beside an uncapped one."""
-    capped, free = make(ground / "capped"), make(ground / "free")
+    """Percent of one CPU that a group capped at 50 % gets, beside an uncapped one of a quarter of its weight."""
+    capped, free = make(ground / "capped", 400), make(ground / "free", 100)
     (capped / "cpu.max").write_text("50000 100000")
     with spinning({capped: 2, free: 2}):
         used = used_s([capped, free], measured_s)
     return {"capped_percent": 100 * used[capped] / measured_s, "free_percent": 100 * used[free] / measured_s}
 
 
-def wake_up(ground: Path, probe: Path, scheduler: CpuScheduler | None) -> dict[str, Any]:
-    """How late an interactive call runs beside eight batch calls, each a hog, all of weight 100.
+def wake_up(ground: Path, probe: Path, scheduler: CpuScheduler | None, calls: int) -> dict[str, Any]:
+    """How late an interactive call runs beside eight hogs in so many batch calls, all of weight 100.
 
     `latency_us`: from wake-up to running. `late_us`: from the moment it slept for to running, which is what the call
     notices, the lateness of the machine's timers included.
     """
     call = make(ground / "call")
-    hogs = [make(ground / f"hog{number}") for number in range(HOGS)]
+    hogs = [make(ground / f"hog{number}") for number in range(calls)]
     if scheduler is not None:
         scheduler.set_class(call.stat().st_ino, LatencyClass.INTERACTIVE)
         for hog in hogs:
             scheduler.set_class(hog.stat().st_ino, LatencyClass.BATCH)
-    with spinning(dict.fromkeys(hogs, 1)):
+    with spinning(dict.fromkeys(hogs, HOGS // calls)):
         child = subprocess.Popen(
             (str(probe), str(WAKE_UPS)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -150,8 +152,9 @@ def measure_one(name: str, probe: Path) -> dict[str, Any]:
             row["shares"] = shares(Path(cgroup.path), MEASURED_S)
         with scratch_cgroup("cpu", deadline_s=30) as cgroup:
             row["cap"] = cap(Path(cgroup.path), MEASURED_S)
-        with scratch_cgroup("cpu", deadline_s=30) as cgroup:
-            row["wake_up"] = wake_up(Path(cgroup.path), probe, scheduler)
+        for which, calls in HOG_CALLS.items():
+            with scratch_cgroup("cpu", deadline_s=30) as cgroup:
+                row[which] = wake_up(Path(cgroup.path), probe, scheduler, calls)
         if scheduler is not None:
             end = scheduler.end()
             row["ejected"] = str(end) if end else None
@@ -162,16 +165,21 @@ def measure_one(name: str, probe: Path) -> dict[str, Any]:
 def brief(row: Figures) -> str:
     return (
         f"worst share off by {row['shares']['worst_points']:.1f} points, cap of 50 % kept at"
-        f" {row['cap']['capped_percent']:.1f} %, wake-up p99 {p99_ms([row], 'latency_us'):.2f} ms"
+        f" {row['cap']['capped_percent']:.1f} %, wake-up p99 beside eight calls and one of eight hogs"
+        f" {p99_ms([row], 'wake_up'):.2f} and {p99_ms([row], 'wake_up_one'):.2f} ms"
     )
 
 
-def late_ms(which: str, share: float, row: Figures) -> float:
-    return percentile(sorted(row["wake_up"][which]), share) / 1000
+def late_ms(which: str, of_what: str, share: float, row: Figures) -> float:
+    return percentile(sorted(row[which][of_what]), share) / 1000
 
 
 def p99_ms(rows: list[Figures], which: str) -> float:
-    return percentile(sorted(us for row in rows for us in row["wake_up"][which]), 0.99) / 1000
+    return percentile(sorted(us for row in rows for us in row[which]["latency_us"]), 0.99) / 1000
+
+
+def p99_ratio(figures: Figures, which: str) -> float:
+    return round(p99_ms(of(figures, OURS), which) / p99_ms(of(figures, KERNEL), which), 3)
 
 
 def of(figures: Figures, scheduler: str) -> list[Figures]:
@@ -180,32 +188,42 @@ def of(figures: Figures, scheduler: str) -> list[Figures]:
 
 def targets(figures: Figures) -> list[Target]:
     """Worst round for shares and caps; of wake-ups all rounds together, which one bad moment cannot decide."""
-    ours, kernel = of(figures, OURS), of(figures, KERNEL)
+    ours = of(figures, OURS)
     worst = round(max(row["shares"]["worst_points"] for row in ours), 2)
     capped = round(max(abs(row["cap"]["capped_percent"] - 50) for row in ours), 2)
-    ratio = round(p99_ms(ours, "latency_us") / p99_ms(kernel, "latency_us"), 3)
+    beside_eight, beside_one = p99_ratio(figures, "wake_up"), p99_ratio(figures, "wake_up_one")
+    p99 = "p99 from wake-up to running, as a part of the kernel's own, beside"
     ejections = sum(row["ejected"] is not None for row in ours)
     return [
         Target("worst share of any group at any level is off by, points", "<= 3", worst, worst <= 3),
         Target("cpu.max of 50 % is off by, points", "<= 5", capped, capped <= 5),
-        Target("p99 from wake-up to running, as a part of the kernel's own", "<= 0.5", ratio, ratio <= 0.5),
+        Target(f"{p99} eight calls", "<= 0.5", beside_eight, beside_eight <= 0.5),
+        Target(f"{p99} one call of eight hogs", "<= 0.5", beside_one, beside_one <= 0.5),
         Target("ejections", "0", ejections, ejections == 0),
     ]
 
 
 def table(figures: Figures) -> str:
     """A line for each figure: the median round, and the rounds' least and most."""
-    lines = [f"  {'':44}{OURS:>24}{KERNEL:>24}"]
+    lines = [f"  {'':58}{OURS:>24}{KERNEL:>24}"]
 
     def line(title: str, value: Callable[[Figures], float], digits: int = 1) -> None:
         cells = [spread([value(row) for row in of(figures, name)], digits) for name in SCHEDULERS]
-        lines.append(f"  {title:44}" + "".join(f"{cell:>24}" for cell in cells))
+        lines.append(f"  {title:58}" + "".join(f"{cell:>24}" for cell in cells))
 
     line("worst share is off by, points", lambda row: row["shares"]["worst_points"], 2)
     line("capped at 50 %, beside others: percent", lambda row: row["cap"]["capped_percent"])
-    for which, title in (("latency_us", "wake-up to running"), ("late_us", "moment slept for to running")):
-        for share in (0.5, 0.9, 0.99):
-            line(f"{title}, p{share * 100:g}, ms", functools.partial(late_ms, which, share), 2)
+    for which, beside in (("wake_up", "beside 8 calls"), ("wake_up_one", "beside one call")):
+        for of_what, title in (
+            ("latency_us", "wake-up to running"),
+            ("late_us", "moment slept for to running"),
+        ):
+            for share in (0.5, 0.9, 0.99):
+                line(
+                    f"{beside}: {title}, p{share * 100:g}, ms",
+                    functools.partial(late_ms, which, of_what, share),
+                    2,
+                )
     return "\n".join(lines)
 
 
@@ -216,4 +234,5 @@ PART: Final = Part(
     measure,
     targets,
     table,
+    is_counted=True,
 )

@@ -7,6 +7,7 @@ only where the cgroup has the memory controller.
 """
 
 import contextlib
+import os
 import random
 import statistics
 import subprocess
@@ -37,6 +38,8 @@ BLOCK_NS: Final = 250_000_000
 FIRST_STEPS: Final = {"alloc": 20_000, "fork": 50, "switch": 1_000}
 TARGET_PERCENT: Final = 2.0
 _RESAMPLES: Final = 2000
+# include/uapi/linux/sched.h
+_SCHED_EXT: Final = 7
 
 Attach = Callable[[Cgroup, contextlib.ExitStack], None]
 
@@ -70,6 +73,18 @@ def attach_all(cgroup: Cgroup, stack: contextlib.ExitStack) -> None:
     """The same and the CPU scheduler for every task of the host."""
     attach_programs(cgroup, stack)
     stack.enter_context(CpuScheduler()).attach_scheduler(SchedulerMode.FULL)
+
+
+def attach_partial(cgroup: Cgroup, stack: contextlib.ExitStack) -> None:
+    """The scheduler alone, for others: what its being there costs whoever it does not schedule."""
+    stack.enter_context(CpuScheduler()).attach_scheduler(SchedulerMode.PARTIAL)
+
+
+def attach_partial_to_work(cgroup: Cgroup, stack: contextlib.ExitStack) -> None:
+    """The scheduler alone, for this process and what it starts: what a call pays in mode partial."""
+    attach_partial(cgroup, stack)
+    os.sched_setscheduler(0, _SCHED_EXT, os.sched_param(0))
+    stack.callback(os.sched_setscheduler, 0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def work_ns(program: Path, kind: str, steps: int, cgroup: Cgroup) -> int:
@@ -130,7 +145,11 @@ def measure(rounds: int) -> Figures:
     """Per arm and kind of work."""
     arms: dict[str, Attach] = {"programs": attach_programs}
     if Path("/sys/kernel/sched_ext/state").exists():
-        arms["with-scheduler"] = attach_all
+        arms |= {
+            "with-scheduler": attach_all,
+            "beside-partial": attach_partial,
+            "in-partial": attach_partial_to_work,
+        }
     with (
         tempfile.TemporaryDirectory() as directory,
         scratch_cgroup("memory", "cpu", "pids") as parent,
