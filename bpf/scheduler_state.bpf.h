@@ -18,7 +18,7 @@ enum {
 
 	CPUS = 1024,
 	LOOK_AHEAD = 32,
-	PICK_TRIES = 4,
+	PICK_TRIES = 2,
 	/* Of one visit to idle, so that a CPU cannot spin over work that it may not take. */
 	IDLE_RETRIES_MAX = 8,
 	SWEEP_TASKS = 64,
