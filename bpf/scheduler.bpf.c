@@ -310,13 +310,14 @@ void BPF_PROG(agentcg_update_idle, s32 cpu, bool idle)
 		return;
 	state->idle_retries++;
 	count(IDLE_RETRIES);
-	scx_bpf_kick_cpu(cpu, 0);
+	kick(cpu, 0);
 }
 
 /* Defined so that the kernel does not end us over hotplug. */
 SEC("struct_ops/agentcg_cpu_online")
 void BPF_PROG(agentcg_cpu_online, s32 cpu)
 {
+	cpu_at(cpu)->is_leaving = 0;
 }
 
 SEC("struct_ops/agentcg_cpu_offline")
@@ -325,6 +326,7 @@ void BPF_PROG(agentcg_cpu_offline, s32 cpu)
 	cpu_at(cpu)->is_busy = 0;
 	cpu_at(cpu)->idle_retries = 0;
 	leave_cpu(cpu);
+	cpu_at(cpu)->is_leaving = 1;
 }
 
 SEC("struct_ops.s/agentcg_init")

@@ -41,7 +41,8 @@ struct cpu_state {
 	u32 latency;
 	u32 idle_retries;
 	u32 is_busy;
-	u32 reserved;
+	/* It is about to go offline; see kick. */
+	u32 is_leaving;
 };
 
 static struct cpu_state cpus[CPUS];
@@ -194,12 +195,22 @@ static bool is_work_waiting(u64 now)
 	       is_waiting_in(PROMPT_QUEUE, prompt_used_at_ns, now);
 }
 
+/*
+ * Not from a CPU that goes offline: what it asks for last it never does, and the kernel then waits for that for ever when the
+ * scheduler is taken off (seen on 7.3, in irq_work_sync). Whoever is not woken up for it is found by the timer.
+ */
+static __always_inline void kick(s32 cpu, u64 flags)
+{
+	if (!cpu_at(bpf_get_smp_processor_id())->is_leaving)
+		scx_bpf_kick_cpu(cpu, flags);
+}
+
 static void kick_idle(const struct cpumask *allowed)
 {
 	s32 cpu = scx_bpf_pick_idle_cpu(allowed, 0);
 
 	if (cpu >= 0)
-		scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE_);
+		kick(cpu, SCX_KICK_IDLE_);
 }
 
 /* It runs or waits from now on. With the lock. */

@@ -101,7 +101,7 @@ static int on_timer(void *map, u32 *key, struct timer_value *value)
 	/* A task that waited in the queue of a CPU, throttled, did not keep that CPU from going to sleep. */
 	if (is_work_waiting(now) || (looks_at_pinned && is_pinned_waiting(now))) {
 		for (cpu = zero; cpu < knobs.cpus && cpu < CPUS && can_loop; cpu++)
-			scx_bpf_kick_cpu(cpu, SCX_KICK_IDLE_);
+			kick(cpu, SCX_KICK_IDLE_);
 	}
 	if (timer_at_ns < now + next)
 		next = timer_at_ns - now;

@@ -20,11 +20,13 @@ collect_ignore = (
         "test_scheduler.py",
         "test_scheduler_churn.py",
         "test_scheduler_daemon.py",
+        "test_scheduler_hotplug.py",
         "test_scheduler_lifecycle.py",
         "test_memory_guard.py",
         "test_memory_guard_modes.py",
     ]
 )
+
 
 # What the kernel says when something in it is wrong; also of a scheduler that it throws off.
 _ALARM = re.compile(r"WARNING:|BUG:|Oops|detected stalls|hung task|lockup|sched_ext: .*(errored|exited)")

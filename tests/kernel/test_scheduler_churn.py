@@ -3,7 +3,6 @@
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ ROUNDS = 100
 GROUPS_PER_ROUND = 10
 # Rounds after which the cgroups of one are removed: who forked there has ended, mostly.
 KEPT_ROUNDS = 3
-CPU1 = Path("/sys/devices/system/cpu/cpu1/online")
 AN_HOUR_NS = 3_600_000_000_000
 
 
@@ -136,29 +134,6 @@ def test_a_throttled_group_does_not_keep_its_tasks_from_ending(
     wait_until(lambda: scheduler.counters()["throttles"] > begun, deadline_s=60, what="a throttle")
     end(children)
     remove([capped])
-
-
-@pytest.fixture
-def second_cpu() -> Iterator[Path]:
-    yield CPU1
-    CPU1.write_text("1")
-
-
-def test_a_cpu_goes_and_comes_back(leaf: Path, scheduler: CpuScheduler, second_cpu: Path) -> None:
-    children = [start(words, leaf) for words in (SPIN, SPIN, SPIN, NAP, NAP, NAP)]
-    os.sched_setaffinity(children[0].pid, {1})
-    os.sched_setaffinity(children[3].pid, {1})
-    for _ in range(3):
-        second_cpu.write_text("0")
-        # Whoever was bound to it goes on where the kernel lets it.
-        before = usage_us(leaf)
-        wait_until(lambda before=before: usage_us(leaf) - before > 200_000, deadline_s=60)
-        second_cpu.write_text("1")
-        before = usage_us(leaf)
-        wait_until(lambda before=before: usage_us(leaf) - before > 200_000, deadline_s=60)
-    for child in children:
-        assert child.poll() is None
-    end(children)
 
 
 def test_a_capped_task_that_is_bound_to_a_cpu_runs_in_every_period(
