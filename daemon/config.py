@@ -72,9 +72,9 @@ class BpfConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enabled: str = "auto"
     # What waits for the daemon at most; what comes on top is lost and counted.
     ring: SizeBytes = 1 << 20
-    # Slow calls that grow into what a session of higher priority was promised, inside the kernel where our scheduler is
-    # attached, in either mode: "auto", "off". Young: off until it is asked for.
-    memory_guard: str = "off"
+    # Slow calls that grow into what a session of higher priority was promised, inside the kernel: "auto" where our
+    # scheduler is attached, in either mode, "off".
+    memory_guard: str = "auto"
     # Longest hold for one batch of memory, and all holds of a call together, added up over its threads.
     hold_max: DurationMs = 200
     hold_total: DurationMs = 60_000

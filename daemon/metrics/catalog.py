@@ -108,7 +108,7 @@ SESSIONS: Final = gauge(Group.HOST, "sessions", "", "Live sessions.")
 SESSIONS_LIMIT: Final = gauge(Group.HOST, "sessions_limit", "", "Most sessions at once: host.sessions_max.")
 CALLS: Final = gauge(Group.HOST, "calls", "", "Live calls of all sessions by state.", (CALL_STATE,))
 CALLS_LIMIT: Final = gauge(Group.HOST, "calls_limit", "", "Most live calls at once: host.calls_max.")
-_NO_GUARD: Final = "there is no memory guard: no fentry, or `bpf.memory_guard` is off, the default"
+_NO_GUARD: Final = "there is no memory guard: no fentry, or `bpf.memory_guard` is off"
 GUARD_HOLDS: Final = counter(
     Group.HOST,
     "guard_holds",
