@@ -106,8 +106,6 @@ def test_all_holds_of_a_call_are_bounded(ground: Ground) -> None:
 
 
 def test_whoever_is_held_for_a_session_goes_on_when_it_is_gone(ground: Ground) -> None:
-    ground.set(hold_max_ns=500_000_000)
-
     def is_let_go() -> bool:
         # Nearly always it is held just now; else once more.
         ground.program.guard(ground.high.id, HIGH, PROMISED_MIB * MIB)
@@ -121,6 +119,7 @@ def test_whoever_is_held_for_a_session_goes_on_when_it_is_gone(ground: Ground) -
         return account.batches if account else 0
 
     with shortage(ground):
+        ground.set(hold_max_ns=500_000_000)
         wait_until(is_let_go, deadline_s=60, what="being let go")
         asked, charged = ground.program.figures().asked, batches()
         wait_until(lambda: batches() > charged + 100, deadline_s=60, what="going on")
