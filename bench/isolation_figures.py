@@ -126,7 +126,7 @@ def _session_figures(number: int, repetitions: Sequence[Repetition]) -> dict[str
         "calls_recorded": sum(each.calls_recorded for each in mine),
         "calls_refused": sum(call.tries - 1 for each in mine for call in each.calls),
         "completed_us": estimate(
-            [float(each.completed_us) for each in mine if each.completed_us is not None]
+            [float(took_us) for each in mine if (took_us := _took_us(each)) is not None]
         ),
         "step_p50_us": of_steps(0.5),
         "step_p95_us": of_steps(0.95),
@@ -164,9 +164,9 @@ def scores(played: Mapping[Arm, Sequence[Repetition]]) -> list[Score]:
         Score(
             arm.value,
             _share(repetitions, _all_survived),
-            _ratios(repetitions, alone, lambda each: each.completed_us, high=True),
+            _ratios(repetitions, alone, _took_us, high=True),
             _ratios(repetitions, alone, lambda each: percentile(each.step_us, 0.95), high=True),
-            _ratios(repetitions, whole, lambda each: each.completed_us, high=False),
+            _ratios(repetitions, whole, _took_us, high=False),
         )
         for arm, repetitions in played.items()
         if arm is not Arm.ALONE
@@ -175,6 +175,11 @@ def scores(played: Mapping[Arm, Sequence[Repetition]]) -> list[Score]:
 
 def _all_survived(repetition: Repetition) -> bool:
     return all(each.survived for each in repetition)
+
+
+def _took_us(played: PlayedSession) -> int | None:
+    """An agent whose call died is soon done; that is no merit."""
+    return played.completed_us if played.survived else None
 
 
 def _ratios(

@@ -111,6 +111,15 @@ def test_arms_are_compared_repetition_by_repetition() -> None:
     assert product.low_time == Estimate(1.5, 1.5, 1.5, 2)
 
 
+def test_who_is_soon_done_because_its_call_died_has_no_time() -> None:
+    lost = trio(60, 100)
+    lost[0].calls = [PlayedCall("c", 0, 1, 137, 1)]
+    arms = {Arm.ALONE: [trio(100, None)[:1]], Arm.MEMORY_HIGH: [lost]}
+    (found,) = scores(arms)
+    assert found.high_time == Estimate(None) and found.all_survived == 0
+    assert arm_figures(Arm.MEMORY_HIGH, [lost])["sessions"][0]["completed_us"] == Estimate(None)
+
+
 def test_a_product_that_misses_says_that() -> None:
     arms = {
         Arm.ALONE: [trio(100, None, 1000)[:1]] * 2,
