@@ -32,7 +32,7 @@ pytestmark = [
     ),
 ]
 
-SCRAPES = 6
+SCRAPES = 8
 ENDED = "sum(agentcgroup_calls_ended_total)"
 
 # Panels that may be empty on a host, and the capability whose absence is the reason (agentcg check).
