@@ -69,7 +69,9 @@ def run_here(extra: list[str]) -> Results:
 
 def _pytest_here(junit: Path, arguments: Sequence[str]) -> Results:
     junit.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", f"--junitxml={junit}", "-q", *arguments]
+    # Hypothesis: the same examples each time, however slow; who works on the code lets it look for others.
+    profile = "--hypothesis-profile=ci"
+    command = [sys.executable, "-m", "pytest", f"--junitxml={junit}", "-q", profile, *arguments]
     status = subprocess.run(command, cwd=ROOT, check=False).returncode
     return results.read(junit, status, ROOT, skips_fail=False)
 
