@@ -40,14 +40,8 @@ KERNELS: Final = ("6.12", "7.3")
 # One between them, on which only what depends on the kernel's BPF is run: types and functions differ by release.
 BPF_KERNEL: Final = "6.18"
 BPF_TESTS: Final = ("test_bpf_*.py", "test_memory*.py", "test_scheduler*.py")
-# What the daemon makes of the scheduler is the same on every kernel that has one, and loading it takes ten seconds; a
-# thousand cgroups take minutes.
-NOT_BPF_TESTS: Final = (
-    "test_scheduler_daemon.py",
-    "test_scheduler_tiers.py",
-    "test_scheduler_churn.py",
-    "test_memory_guard_modes.py",
-)
+# What the daemon makes of the scheduler is the same on every kernel that has one, and loading it takes ten seconds.
+NOT_BPF_TESTS: Final = ("test_scheduler_daemon.py", "test_scheduler_tiers.py", "test_memory_guard_modes.py")
 # What needs systemd, Docker and Prometheus is tested on one, and what takes minutes and is not about the kernel.
 E2E_KERNEL: Final = "7.3"
 E2E_TESTS: Final = ("tests/kernel/test_agent_loop.py", "tests/kernel/test_isolation_bench.py")
