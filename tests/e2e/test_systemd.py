@@ -188,6 +188,12 @@ def test_systemctl_reload_reads_the_configuration_anew_and_costs_no_call(alive: 
     assert (alive.limits(), shown("MainPID")) == (before, daemon)
 
 
+def adoptions(operator: OperatorClient, call_id: str) -> int:
+    """How often the call was taken over; its story tells what happened to its session, too."""
+    events = operator.explain(call_id).events
+    return sum(one.action == Action.ADOPTED and one.call_id == call_id for one in events)
+
+
 def test_a_crash_and_a_restart_cost_no_session_its_life_its_limits_or_its_daemon(alive: Alive) -> None:
     before, first = alive.limits(), int(shown("MainPID"))
     os.kill(first, signal.SIGKILL)
@@ -201,9 +207,7 @@ def test_a_crash_and_a_restart_cost_no_session_its_life_its_limits_or_its_daemon
         (call,) = operator.calls(SESSION)
         assert (call.pid, call.state) == (alive.call.pid, CallState.RUNNING)
         assert (session.budget.memory_max_bytes, call.limits.pids_max) == (200 * MIB, 10)
-        wait_until(
-            lambda: [one.action for one in operator.explain(call.id).events].count(Action.ADOPTED) == 2, 60
-        )
+        wait_until(lambda: adoptions(operator, call.id) == 2, 60)
         again = [str(LAUNCHER), "run", "--session-dir", session.socket_dir, "--", "true"]
         assert subprocess.run(again, check=False).returncode == 0
         alive.call.terminate()
