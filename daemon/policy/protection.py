@@ -145,6 +145,11 @@ def _borrowed_bytes(call: CallView) -> int:
     return call.usage_bytes - call.promised_bytes
 
 
+def _expendable(call: CallView) -> tuple[bool, int, int, tuple[int, int, str]]:
+    """The greatest is ended first: beyond its promise, of the lowest priority, with the most beyond it, the youngest."""
+    return _borrowed_bytes(call) > 0, RANK[call.priority], _borrowed_bytes(call), rank(call)
+
+
 @dataclass(frozen=True, slots=True)
 class _Shortage:
     """`priority` is that of the best session that would not get what it wants."""
@@ -350,8 +355,7 @@ class _Round:
 
     def _last_resort(self, budget: _Budget, shortage: _Shortage) -> None:
         """Nobody is left to hold back, and the margin itself is being eaten."""
-        least_bytes = self._rules.margin_bytes(self._view.capacity_bytes) // 2
-        if self._view.room_bytes + self._view.coming_bytes > least_bytes or self._is_settling():
+        if not self._is_last_reserve() or self._is_settling():
             return
         # Of its equals nobody goes who kept to its promise.
         candidates = [
@@ -360,15 +364,7 @@ class _Round:
             if _borrowed_bytes(call) > 0 or RANK[call.priority] > RANK[shortage.priority]
         ]
         if candidates:
-            victim = max(
-                candidates,
-                key=lambda call: (
-                    _borrowed_bytes(call) > 0,
-                    RANK[call.priority],
-                    _borrowed_bytes(call),
-                    rank(call),
-                ),
-            )
+            victim = max(candidates, key=_expendable)
             self._act(
                 Action.KILLED,
                 victim,
@@ -378,6 +374,11 @@ class _Round:
             )
             return
         self._let_the_best_wait(budget)
+
+    def _is_last_reserve(self) -> bool:
+        """Whether half of the margin is gone, and nothing that was ended is about to give memory back."""
+        least_bytes = self._rules.margin_bytes(self._view.capacity_bytes) // 2
+        return self._view.room_bytes + self._view.coming_bytes <= least_bytes
 
     def _let_the_best_wait(self, budget: _Budget) -> None:
         """The best has taken more than its promise and wants more yet: it waits for its equals, who keep to theirs."""
@@ -403,7 +404,14 @@ class _Round:
     # ---- letting go
 
     def _end_deadlines(self) -> None:
-        """A hold that has run out ends: what is slowed and still wants is frozen; what is frozen gets one turn."""
+        """A hold that has run out ends: what is slowed and still wants is frozen; what is frozen gets one turn.
+
+        There are no turns from the last reserve: one that stands still is ended, and the others wait for what it gives back.
+        """
+        victim = self._whom_to_end_for_turns()
+        if victim is not None:
+            reason = "It stood still for others, and the host is about to run out of memory."
+            self._act(Action.KILLED, victim, reason)
         for call in sorted(self._calls.values(), key=rank):
             hold = call.hold
             if hold is None or call.id in self._touched or self._view.now_ns < hold.deadline_at_ns:
@@ -415,6 +423,13 @@ class _Round:
             elif hold.rung is Rung.SLOWED:
                 reason = "Slowed down, it still asks for memory that is not there."
                 self._act(Action.FROZEN, call, reason, self._hold(Rung.FROZEN, call))
+            elif victim is not None and hold.turns == 0:
+                self._act(
+                    Action.FROZEN,
+                    call,
+                    "There is no memory yet to go on with.",
+                    self._hold(Rung.FROZEN, call),
+                )
             elif hold.turns == 0:
                 reason = "It has stood still for long; it goes on slowly, as far as it needs no more memory."
                 self._act(Action.SLOWED, call, reason, self._hold(Rung.SLOWED, call, turns=1))
@@ -425,6 +440,19 @@ class _Round:
                     call,
                     f"It stood still for {seconds:g} s and no memory came free for it.",
                 )
+
+    def _whom_to_end_for_turns(self) -> CallView | None:
+        """Of those who stand still; nobody who keeps to its promise goes for its equals."""
+        still = [call for call in self._calls.values() if call.is_frozen and call.id not in self._touched]
+        is_turn = any(call.hold and self._view.now_ns >= call.hold.deadline_at_ns for call in still)
+        if not is_turn or not self._is_last_reserve():
+            return None
+        highest = min(RANK[call.priority] for call in self._calls.values())
+        return max(
+            (call for call in still if _borrowed_bytes(call) > 0 or RANK[call.priority] > highest),
+            key=_expendable,
+            default=None,
+        )
 
     def _wants(self, call: CallView) -> bool:
         stalled = any(session.is_stalled for session in self._view.sessions if session.name == call.session)
