@@ -29,9 +29,10 @@ from agentcgroup.daemon.model import (
     SessionState,
     ToolCall,
 )
-from agentcgroup.daemon.policy import protection
+from agentcgroup.daemon.policy import protection, room
 from agentcgroup.daemon.policy.grounds import Grounds
-from agentcgroup.daemon.policy.protection import CallView, Hold, Rules, Rung, SessionView, Step, View
+from agentcgroup.daemon.policy.protection import Step
+from agentcgroup.daemon.policy.room import CallView, Hold, Rules, Rung, SessionView, View
 from agentcgroup.proto.quantity import format_size
 from agentcgroup.proto.words import Action
 
@@ -234,7 +235,7 @@ class Protection(Ladders):
             if hold is None and call.id in rates:
                 # Of who is held only what it took since then counts.
                 growth = max(growth, rates[call.id].rate_bytes_per_s)
-            promised = protection.promised_bytes(
+            promised = room.promised_bytes(
                 call.intent.memory_bytes, call.limits.memory_bytes, usage, session.priority
             )
             found.append(
@@ -358,10 +359,10 @@ class Protection(Ladders):
         self._lows = {name: promises for name, promises in self._lows.items() if name in live}
         self._session_stall = {name: one for name, one in self._session_stall.items() if name in live}
         lowest = max(
-            (session.priority for session in view.sessions), key=protection.RANK.__getitem__, default=None
+            (session.priority for session in view.sessions), key=room.RANK.__getitem__, default=None
         )
         for session in view.sessions:
-            is_above = lowest is not None and protection.RANK[session.priority] < protection.RANK[lowest]
+            is_above = lowest is not None and room.RANK[session.priority] < room.RANK[lowest]
             self._host.memory.watch_stall(session.name, is_above)
             wanted: tuple[tuple[str, int], ...] = ()
             if session.priority is Priority.HIGH:

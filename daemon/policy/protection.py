@@ -1,15 +1,13 @@
-"""Memory between sessions: how far each may grow before anybody looks, and who is held back when it runs short.
+"""Protection between sessions: who is held back when memory runs short, and who goes on first.
 
-What admission has promised is kept: the unused part of what an agent runtime or a call declared is set aside, from the
-highest priority down; the rest is free for whoever takes it. A session's *allowance* is its own promises and its share
-of the free rest. It stands in the kernel as memory.high of the session's `calls/`, at use plus allowance: nothing is
-read while everybody stays below, the sum of all cannot exceed the limit, and whoever crosses it is slowed by the kernel
-itself until the daemon has looked.
+What each may have is `policy.room`'s. It stands in the kernel as memory.high of the session's `calls/`, at use plus
+allowance: nothing is read while everybody stays below, the sum of all cannot exceed the limit, and whoever crosses it is
+slowed by the kernel itself until the daemon has looked.
 
-Memory runs *short* when what calls took lately, carried on for `horizon_ms`, no longer fits. Then the fastest grower of
-the lowest priority is slowed (no share of the free rest), then frozen, and at last killed; a call that does not grow is left
-alone. It is undone, best rank first, once it would fit with twice the room. Stall (PSI) counts only together with
-growth: a session that waits for memory while nobody below it grows is not helped by holding anybody back.
+When memory is short, the fastest grower of the lowest priority is slowed (no share of the free rest), then frozen, and at
+last killed; a call that does not grow is left alone. It is undone, best rank first, once it would fit with twice the room.
+Stall (PSI) counts only together with growth: a session that waits for memory while nobody below it grows is not helped by
+holding anybody back.
 
 The call of the best rank (priority, then age) is held only for equals that keep to their promise: somebody always gets
 on, and what it gives back lets the next.
@@ -17,104 +15,24 @@ on, and what it gives back lets the next.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Final
 
-from agentcgroup.daemon.model import Priority
+from agentcgroup.daemon.policy.room import (
+    RANK,
+    Budget,
+    CallView,
+    Hold,
+    Rules,
+    Rung,
+    Shortage,
+    View,
+    borrowed_bytes,
+    rank,
+)
 from agentcgroup.proto.quantity import format_size
 from agentcgroup.proto.words import Action
 
-RANK: Final = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
-# Parts of the free rest, as of the CPU: the better session has hardly ever to be looked at, and slowed meanwhile.
-_PART: Final = {Priority.HIGH: 16, Priority.NORMAL: 4, Priority.LOW: 1}
-_PROMISE_STEP_BYTES: Final = 16 << 20
 _ROOM: Final = "There is room for it again."
-
-
-class Rung(StrEnum):
-    """How a call is held back for others. In order: the next one is taken when one does not help."""
-
-    SLOWED = "slowed"
-    FROZEN = "frozen"
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Times and sizes of the protection; see `[protection]` in the configuration."""
-
-    horizon_ms: int = 200
-    # A call stays on a rung this long before the next one, or before it is let go; longer when stall put it there,
-    # which takes its time to show.
-    settle_ms: int = 100
-    stall_settle_ms: int = 1_000
-    slow_limit_ms: int = 2_000
-    freeze_limit_ms: int = 30_000
-
-    def margin_bytes(self, capacity_bytes: int) -> int:
-        """Room that is never given away: what a grower takes until the daemon has answered."""
-        return max(16 << 20, capacity_bytes // 50)
-
-    def step_bytes(self, capacity_bytes: int) -> int:
-        """Growth and room below which nothing is done: what an ordinary process takes and gives all the time."""
-        return min(64 << 20, max(4 << 20, capacity_bytes // 128))
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """A call held back. `growth_bytes_per_s` is that for which it was; `turns` how often its freeze ran out in vain."""
-
-    rung: Rung
-    settled_at_ns: int
-    deadline_at_ns: int
-    growth_bytes_per_s: int
-    turns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class CallView:
-    """A running call directly under its session, with what is nested in it."""
-
-    id: str
-    session: str
-    priority: Priority
-    started_at_ns: int
-    usage_bytes: int
-    promised_bytes: int
-    growth_bytes_per_s: int
-    hold: Hold | None = None
-
-    @property
-    def unused_promise_bytes(self) -> int:
-        return max(0, self.promised_bytes - self.usage_bytes)
-
-    @property
-    def is_frozen(self) -> bool:
-        return self.hold is not None and self.hold.rung is Rung.FROZEN
-
-
-@dataclass(frozen=True, slots=True)
-class SessionView:
-    """`agent_unused_bytes`: promised to the agent runtime and not in use. `is_stalled`: its tasks wait for memory (PSI)."""
-
-    name: str
-    priority: Priority
-    agent_unused_bytes: int = 0
-    is_stalled: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """`room_bytes`: what may still be taken before the limit of all sessions, or the host's own memory, is reached.
-
-    `coming_bytes`: what calls that are ending still hold.
-    """
-
-    now_ns: int
-    capacity_bytes: int
-    room_bytes: int
-    sessions: tuple[SessionView, ...]
-    calls: tuple[CallView, ...]
-    coming_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,99 +54,9 @@ class Plan:
     is_calm: bool
 
 
-def rank(call: CallView) -> tuple[int, int, str]:
-    """Who goes first: the higher priority, then the older."""
-    return RANK[call.priority], call.started_at_ns, call.id
-
-
-def _borrowed_bytes(call: CallView) -> int:
-    return call.usage_bytes - call.promised_bytes
-
-
 def _expendable(call: CallView) -> tuple[bool, int, int, tuple[int, int, str]]:
     """The greatest is ended first: beyond its promise, of the lowest priority, with the most beyond it, the youngest."""
-    return _borrowed_bytes(call) > 0, RANK[call.priority], _borrowed_bytes(call), rank(call)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shortage:
-    """`priority` is that of the best session that would not get what it wants."""
-
-    priority: Priority
-    missing_bytes: int
-
-
-class _Budget:
-    """Promises and free rest for a set of calls; frozen ones ask for nothing."""
-
-    def __init__(self, view: View, rules: Rules, calls: Iterable[CallView]) -> None:
-        self._now_ns = view.now_ns
-        self._margin_bytes = margin_bytes = rules.margin_bytes(view.capacity_bytes)
-        self._room_bytes = view.room_bytes
-        # With little room left little growth is much.
-        self._least_bytes = min(rules.step_bytes(view.capacity_bytes), max(1 << 16, view.room_bytes // 8))
-        self._horizon_ms = rules.horizon_ms
-        self._sessions = sorted(view.sessions, key=lambda session: RANK[session.priority])
-        self._calls: dict[str, list[CallView]] = {session.name: [] for session in self._sessions}
-        for call in calls:
-            if not call.is_frozen:
-                self._calls[call.session].append(call)
-        # Agent runtimes come before every tool.
-        left_bytes = (
-            view.room_bytes - margin_bytes - sum(session.agent_unused_bytes for session in self._sessions)
-        )
-        self.promise_bytes: dict[str, int] = {}
-        self._unkept_bytes: dict[str, int] = {}
-        for session in self._sessions:
-            wanted = sum(call.unused_promise_bytes for call in self._calls[session.name])
-            self.promise_bytes[session.name] = granted = max(0, min(wanted, left_bytes))
-            self._unkept_bytes[session.name] = wanted - granted
-            left_bytes -= granted
-        self.free_bytes = left_bytes
-
-    def demand_bytes(self, call: CallView) -> int:
-        """What it takes within the horizon at its present growth; 0 for what is hardly growth, or was just slowed."""
-        if call.is_frozen or (call.hold is not None and self._now_ns < call.hold.settled_at_ns):
-            return 0
-        demand = call.growth_bytes_per_s * self._horizon_ms // 1000
-        return demand if demand >= self._least_bytes else 0
-
-    def _wanted_bytes(self, session: SessionView) -> int:
-        return sum(self.demand_bytes(call) for call in self._calls[session.name])
-
-    def shortage(self) -> _Shortage | None:
-        free_bytes = self.free_bytes
-        for session in self._sessions:
-            beyond = self._wanted_bytes(session) - self.promise_bytes[session.name]
-            if beyond > max(0, free_bytes):
-                return _Shortage(session.priority, beyond - max(0, free_bytes))
-            free_bytes -= max(0, beyond)
-        return None
-
-    def allowances(self, favoured: str) -> tuple[tuple[str, int], ...]:
-        """Promises first, then what growers want, then parts of the rest. Sessions without running calls have none.
-
-        What was promised to the `favoured` session, that of the best call, is kept out of the margin, too.
-        """
-        free_bytes = max(0, self.free_bytes)
-        given: dict[str, int] = {}
-        sharing: list[SessionView] = []
-        for session in self._sessions:
-            if not self._calls[session.name]:
-                continue
-            beyond = max(0, self._wanted_bytes(session) - self.promise_bytes[session.name])
-            more = min(beyond, free_bytes)
-            free_bytes -= more
-            given[session.name] = self.promise_bytes[session.name] + more
-            if not any(call.hold for call in self._calls[session.name]):
-                sharing.append(session)
-        parts = sum(_PART[session.priority] for session in sharing)
-        for session in sharing:
-            given[session.name] += free_bytes * _PART[session.priority] // parts
-        if favoured in given:
-            unspent = self._room_bytes - sum(given.values()) - self._margin_bytes // 4
-            given[favoured] += max(0, min(self._unkept_bytes[favoured], unspent))
-        return tuple(given.items())
+    return borrowed_bytes(call) > 0, RANK[call.priority], borrowed_bytes(call), rank(call)
 
 
 def decide(view: View, rules: Rules) -> Plan:
@@ -261,8 +89,8 @@ class _Round:
         favoured = best.session if best is not None else ""
         return Plan(tuple(self._steps), budget.allowances(favoured), is_calm=not held and not growing)
 
-    def _budget(self, calls: Iterable[CallView] | None = None) -> _Budget:
-        return _Budget(self._view, self._rules, self._calls.values() if calls is None else calls)
+    def _budget(self, calls: Iterable[CallView] | None = None) -> Budget:
+        return Budget(self._view, self._rules, self._calls.values() if calls is None else calls)
 
     def _act(self, action: Action, call: CallView, reason: str, hold: Hold | None = None) -> None:
         self._steps.append(Step(action, call, reason, hold))
@@ -331,7 +159,7 @@ class _Round:
             if call.id != best_id and call.id not in self._touched and RANK[call.priority] >= highest
         ]
 
-    def _grower(self, budget: _Budget, highest: int) -> CallView | None:
+    def _grower(self, budget: Budget, highest: int) -> CallView | None:
         return max(
             (call for call in self._below(highest) if budget.demand_bytes(call)),
             key=lambda call: (RANK[call.priority], call.growth_bytes_per_s, call.id),
@@ -353,7 +181,7 @@ class _Round:
         else:
             self._touched.add(call.id)
 
-    def _last_resort(self, budget: _Budget, shortage: _Shortage) -> None:
+    def _last_resort(self, budget: Budget, shortage: Shortage) -> None:
         """Nobody is left to hold back, and the margin itself is being eaten."""
         if not self._is_last_reserve() or self._is_settling():
             return
@@ -361,7 +189,7 @@ class _Round:
         candidates = [
             call
             for call in self._below(RANK[shortage.priority])
-            if _borrowed_bytes(call) > 0 or RANK[call.priority] > RANK[shortage.priority]
+            if borrowed_bytes(call) > 0 or RANK[call.priority] > RANK[shortage.priority]
         ]
         if candidates:
             victim = max(candidates, key=_expendable)
@@ -380,13 +208,13 @@ class _Round:
         least_bytes = self._rules.margin_bytes(self._view.capacity_bytes) // 2
         return self._view.room_bytes + self._view.coming_bytes <= least_bytes
 
-    def _let_the_best_wait(self, budget: _Budget) -> None:
+    def _let_the_best_wait(self, budget: Budget) -> None:
         """The best has taken more than its promise and wants more yet: it waits for its equals, who keep to theirs."""
         best = self._calls.get(self._best.id) if self._best else None
         if (
             best is None
             or best.id in self._touched
-            or _borrowed_bytes(best) <= 0
+            or borrowed_bytes(best) <= 0
             or not budget.demand_bytes(best)
         ):
             return
@@ -449,7 +277,7 @@ class _Round:
             return None
         highest = min(RANK[call.priority] for call in self._calls.values())
         return max(
-            (call for call in still if _borrowed_bytes(call) > 0 or RANK[call.priority] > highest),
+            (call for call in still if borrowed_bytes(call) > 0 or RANK[call.priority] > highest),
             key=_expendable,
             default=None,
         )
@@ -474,12 +302,3 @@ class _Round:
         freed = replace(call, hold=None, growth_bytes_per_s=max(least, growth))
         others = [other for other in self._calls.values() if other.id != call.id]
         return self._budget([*others, freed]).shortage() is None
-
-
-def promised_bytes(declared: int | None, reserved: int, usage: int, priority: Priority) -> int:
-    """What is set aside for a call: what it declared. Of a high-priority call that declared nothing more is believed
-    once it has outgrown the default: half as much again, for it is to find room when it gets there."""
-    if declared is not None or priority is not Priority.HIGH or usage <= reserved * 2 // 3:
-        return reserved
-    # In steps, so that it does not change with every look.
-    return (usage * 3 // 2 + _PROMISE_STEP_BYTES - 1) // _PROMISE_STEP_BYTES * _PROMISE_STEP_BYTES

@@ -5,16 +5,15 @@ from dataclasses import dataclass, replace
 from hypothesis import example, given, settings, strategies as st
 
 from agentcgroup.daemon.model import Priority
-from agentcgroup.daemon.policy.protection import (
+from agentcgroup.daemon.policy.protection import Plan, decide
+from agentcgroup.daemon.policy.room import (
     RANK,
     CallView,
     Hold,
-    Plan,
     Rules,
     Rung,
     SessionView,
     View,
-    decide,
     promised_bytes,
     rank,
 )
