@@ -74,7 +74,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--step", default="1M", help="allocated and timed at a time, default %(default)s")
     add(
         "--pages", default="64K", metavar="SIZE",
-        help="size of the pages that memory is taken in, where the kernel has it (mTHP): an emulated machine needs a sixth "
+        help="size of the pages that memory is taken in, where the kernel has it (mTHP): an emulated machine needs a third "
         "of the time for 64K; with 4K, and elsewhere, small ones; default %(default)s",
     )  # fmt: skip
     add("--repetitions", type=int, default=10, help="default %(default)s")
