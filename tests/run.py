@@ -44,7 +44,12 @@ BPF_TESTS: Final = ("test_bpf_*.py", "test_memory*.py", "test_scheduler*.py")
 NOT_BPF_TESTS: Final = ("test_scheduler_daemon.py", "test_scheduler_tiers.py", "test_memory_guard_modes.py")
 # What needs systemd, Docker and Prometheus is tested on one, and what takes minutes and is not about the kernel.
 E2E_KERNEL: Final = "7.3"
-E2E_TESTS: Final = ("tests/kernel/test_agent_loop.py", "tests/kernel/test_isolation_bench.py")
+E2E_TESTS: Final = (
+    "tests/kernel/test_agent_loop.py",
+    "tests/kernel/test_isolation_bench.py",
+    "tests/kernel/test_lending.py",
+    "tests/kernel/test_sequences.py",
+)
 GUEST_TIMEOUT_S: Final = 1500
 _SHARE: Final = "agentcgroup"
 # What the verifier made of the programs, written by tests/kernel/test_bpf_stats.py.
