@@ -185,14 +185,9 @@ class _Round:
         """Nobody is left to hold back, and the margin itself is being eaten."""
         if not self._is_last_reserve() or self._is_settling():
             return
-        # Of its equals nobody goes who kept to its promise.
-        candidates = [
-            call
-            for call in self._below(RANK[shortage.priority])
-            if borrowed_bytes(call) > 0 or RANK[call.priority] > RANK[shortage.priority]
-        ]
-        if candidates:
-            victim = max(candidates, key=_expendable)
+        rank_short = RANK[shortage.priority]
+        victim = self._whom_to_end(self._below(rank_short), rank_short)
+        if victim is not None:
             self._act(
                 Action.KILLED,
                 victim,
@@ -202,6 +197,14 @@ class _Round:
             )
             return
         self._let_the_best_wait(budget)
+
+    def _whom_to_end(self, calls: Iterable[CallView], highest: int) -> CallView | None:
+        """The most expendable of `calls`; of those of rank `highest` nobody goes who keeps to its promise."""
+        return max(
+            (call for call in calls if borrowed_bytes(call) > 0 or RANK[call.priority] > highest),
+            key=_expendable,
+            default=None,
+        )
 
     def _is_last_reserve(self) -> bool:
         """Whether half of the margin is gone, and nothing that was ended is about to give memory back."""
@@ -270,17 +273,12 @@ class _Round:
                 )
 
     def _whom_to_end_for_turns(self) -> CallView | None:
-        """Of those who stand still; nobody who keeps to its promise goes for its equals."""
+        """One of those who stand still, when the turn of any has come and only the last reserve is left."""
         still = [call for call in self._calls.values() if call.is_frozen and call.id not in self._touched]
         is_turn = any(call.hold and self._view.now_ns >= call.hold.deadline_at_ns for call in still)
         if not is_turn or not self._is_last_reserve():
             return None
-        highest = min(RANK[call.priority] for call in self._calls.values())
-        return max(
-            (call for call in still if borrowed_bytes(call) > 0 or RANK[call.priority] > highest),
-            key=_expendable,
-            default=None,
-        )
+        return self._whom_to_end(still, min(RANK[call.priority] for call in self._calls.values()))
 
     def _wants(self, call: CallView) -> bool:
         stalled = any(session.is_stalled for session in self._view.sessions if session.name == call.session)
