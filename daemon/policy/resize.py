@@ -140,6 +140,11 @@ def within(limits: CallLimits, budget: Budget) -> CallLimits:
     )
 
 
+def _is_below_use(new_bytes: int, old_bytes: int, current_bytes: int) -> bool:
+    """Whether a limit shrinks to where the kernel would have to kill."""
+    return new_bytes < old_bytes and new_bytes < current_bytes + _MARGIN_BYTES
+
+
 def check_shrink(
     budget: Budget,
     old: Budget,
@@ -159,21 +164,15 @@ def check_shrink(
             "budget.memory_max_bytes",
         )
     current = usage.memory_current_bytes
-    if (
-        budget.memory_max_bytes < old.memory_max_bytes
-        and current is not None
-        and budget.memory_max_bytes < current + _MARGIN_BYTES
-    ):
+    if current is not None and _is_below_use(budget.memory_max_bytes, old.memory_max_bytes, current):
         raise RequestError(
             Kind.STATE,
             f"the session uses {format_size(current)}: a budget of {format_size(budget.memory_max_bytes)} would kill in it",
             "ask for more, or free memory first",
             "budget.memory_max_bytes",
         )
-    if (
-        budget.calls_memory_bytes < old.calls_memory_bytes
-        and calls_current_bytes is not None
-        and budget.calls_memory_bytes < calls_current_bytes + _MARGIN_BYTES
+    if calls_current_bytes is not None and _is_below_use(
+        budget.calls_memory_bytes, old.calls_memory_bytes, calls_current_bytes
     ):
         raise RequestError(
             Kind.STATE,
