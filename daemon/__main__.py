@@ -122,7 +122,10 @@ def main() -> int:
             if arguments.json:
                 sys.stdout.write(msgspec.json.encode(config).decode() + "\n")
             else:
-                print(f"{arguments.config or configuration.DEFAULT_PATH}: good")
+                path = arguments.config or configuration.DEFAULT_PATH
+                print(
+                    f"{path}: good" if path.exists() else f"{path} is not there: the defaults are in force"
+                )
             return _OK
         if arguments.check_host:
             from agentcgroup.daemon.host import capabilities

@@ -38,7 +38,7 @@ class DaemonConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # Group that may use the operator socket besides root; "" is root alone.
     operator_group: str = ""
     log_level: str = "info"
-    # "text" or "json"; text carries journald priorities.
+    # "text" or "json"; text carries the priority where it goes to the journal.
     log_format: str = "text"
     # What a stop (SIGTERM) does to sessions: "keep" leaves them to the next start, "end" ends them. SIGINT ends them always.
     on_stop: str = "keep"

@@ -1,7 +1,8 @@
-"""Logs on standard error: one line a decision, with journald priorities as text, or one JSON object a line."""
+"""Logs on standard error: one line a decision, as text (in the journal with its priority), or one JSON object a line."""
 
 import json
 import logging
+import os
 import sys
 from typing import Final
 
@@ -18,9 +19,13 @@ _FIELDS: Final = ("session", "call_id", "kind")
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
         # A line break in a caller's text must not begin a line of its own making.
-        return f"<{_PRIORITY.get(record.levelno, 6)}>" + text.replace("\n", "\n\t")
+        return super().format(record).replace("\n", "\n\t")
+
+
+class _Journal(_Text):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"<{_PRIORITY.get(record.levelno, 6)}>" + super().format(record)
 
 
 class _Json(logging.Formatter):
@@ -42,9 +47,23 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(level.upper())
 
 
+def _is_journal() -> bool:
+    """Whether standard error is the journal: systemd.exec(5), JOURNAL_STREAM."""
+    try:
+        stream = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
+
+
 def configure(level: str, log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if log_format == "json" else _Text("%(name)s: %(message)s"))
+    if log_format == "json":
+        handler.setFormatter(_Json())
+    elif _is_journal():
+        handler.setFormatter(_Journal("%(name)s: %(message)s"))
+    else:
+        handler.setFormatter(_Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # These two speak of their own inner life at info.
     for name in ("grpc", "docker", "urllib3"):

@@ -208,9 +208,25 @@ def _export(arguments: argparse.Namespace) -> int:
         "file": str(arguments.output),
         "sessions": len(recording.sessions),
         "calls": len(recording.calls),
+        "calls_of_unknown_memory": sum(
+            each.memory_peak_bytes is None and not each.memory.offset_ms for each in recording.calls
+        ),
+        "limit_reached": len(entries) == arguments.limit,
     }
     if arguments.json:
         print_json(told)
-    else:
-        print(f"{told['calls']} calls of {told['sessions']} sessions written to {told['file']}.")
+        return ExitStatus.OK
+    calls, sessions = _counted(len(recording.calls), "call"), _counted(len(recording.sessions), "session")
+    print(f"{calls} of {sessions} written to {told['file']}.")
+    if told["limit_reached"]:
+        print(f"These are the newest {arguments.limit}; with --limit there may be more.")
+    if told["calls_of_unknown_memory"]:
+        print(
+            f"Of {_counted(told['calls_of_unknown_memory'], 'call')} no memory is known, as without a memory controller:"
+            " a replay takes none for them."
+        )
     return ExitStatus.OK
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

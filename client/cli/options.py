@@ -28,16 +28,16 @@ def add_command(
     description: str = "",
     examples: tuple[str, ...] = (),
 ) -> argparse.ArgumentParser:
-    """A subcommand with --json, examples and the exit statuses in its help."""
+    """A subcommand with --json, examples and its exit statuses in its help."""
     told = "Examples:\n" + "".join(f"  {each}\n" for each in examples) + "\n" if examples else ""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=summary,
-        description=description or f"{summary}.",
-        epilog=told + as_help(),
+        description=description or f"{summary[0].upper()}{summary[1:]}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.epilog = told + as_help(parser.prog.partition(" ")[2])
     parser.add_argument("--json", action="store_true", help=_JSON_HELP)
     parser.set_defaults(run=run)
     return parser

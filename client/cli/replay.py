@@ -30,7 +30,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "docs/recordings.md describes them.",
         examples=(
             "agentcg history export --session reviewer -o reviewer.jsonl && agentcg replay reviewer.jsonl --speed 10",
-            "agentcg replay demo/main-job.jsonl --bare /sys/fs/cgroup/trial --json-file result.json",
+            "agentcg replay bench/main-job.jsonl --bare /sys/fs/cgroup/trial --json-file result.json",
         ),
     )
     parser.add_argument("file", type=Path, metavar="FILE")

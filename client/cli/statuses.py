@@ -24,22 +24,33 @@ class ExitStatus(IntEnum):
     INTERRUPTED = 130
 
 
+# Of any command.
 MEANINGS: Final[dict[ExitStatus, str]] = {
     ExitStatus.OK: "done",
-    ExitStatus.NOTHING_ENFORCED: "check: the daemon runs, but this host enforces nothing",
     ExitStatus.INVALID: "the command line or the request is wrong",
     ExitStatus.NOT_FOUND: "no such session or call",
-    ExitStatus.EXISTS: "a session of this name is live",
     ExitStatus.STATE: "not possible in the state the session or call is in",
     ExitStatus.DENIED: "not allowed for this user",
     ExitStatus.EXHAUSTED: "a bound of the daemon is reached",
     ExitStatus.HOST: "the kernel would not",
-    ExitStatus.REFUSED: "call set: the session or the host has no room",
     ExitStatus.UNREACHABLE: "no answer from the daemon",
     ExitStatus.INTERNAL: "the daemon or this program failed",
-    ExitStatus.NOT_EXECUTABLE: "session run: the agent cannot be executed",
-    ExitStatus.COMMAND_NOT_FOUND: "session run: the agent was not found",
     ExitStatus.INTERRUPTED: "interrupted",
+}
+
+_NAME_TAKEN: Final = {ExitStatus.EXISTS: "a session of this name is live"}
+
+# Of one command besides.
+MEANINGS_OF: Final[dict[str, dict[ExitStatus, str]]] = {
+    "check": {ExitStatus.NOTHING_ENFORCED: "the daemon runs, but this host enforces nothing"},
+    "session create": _NAME_TAKEN,
+    "session run": _NAME_TAKEN
+    | {
+        ExitStatus.NOT_EXECUTABLE: "the agent cannot be executed",
+        ExitStatus.COMMAND_NOT_FOUND: "the agent was not found",
+    },
+    "call set": {ExitStatus.REFUSED: "the session or the host has no room"},
+    "replay": _NAME_TAKEN | {ExitStatus.REFUSED: "not every session survived"},
 }
 
 _OF_ERROR: Final[dict[type[errors.ClientError], ExitStatus]] = {
@@ -61,6 +72,7 @@ def status_of(error: errors.ClientError) -> ExitStatus:
     return _OF_ERROR.get(type(error), ExitStatus.INTERNAL)
 
 
-def as_help() -> str:
-    """The table, for --help."""
-    return "Exit status:\n" + "\n".join(f"  {status:>3}  {meaning}" for status, meaning in MEANINGS.items())
+def as_help(command: str = "") -> str:
+    """The table for the --help of `command`, "session run"; without one what all commands have in common."""
+    meanings = sorted((MEANINGS | MEANINGS_OF.get(command, {})).items())
+    return "Exit status:\n" + "\n".join(f"  {status:>3}  {meaning}" for status, meaning in meanings)

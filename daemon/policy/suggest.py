@@ -126,12 +126,9 @@ def suggestion_of(project: str, name: str, runs: Sequence[Run], rules: Rules) ->
     if not name:
         return replace(base, reason="A call without a command line has no class to learn from.")
     if len(runs) < rules.least_runs:
-        known = (
-            f"{len(runs)} of the {rules.least_runs} runs" if runs else f"None of the {rules.least_runs} runs"
-        )
+        known = f"{len(runs) or 'no'} run{'s are' if len(runs) > 1 else ' is'} known"
         return replace(
-            base,
-            reason=f"{known} of {name} that a figure takes {'is' if len(runs) < 2 else 'are'} known{_where(project)}.",
+            base, reason=f"A figure takes {rules.least_runs} runs of {name}; {known}{_where(project)}."
         )
     weights = _weights(runs, rules.half_life_ms)
     memory = [

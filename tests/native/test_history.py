@@ -67,7 +67,7 @@ def test_what_ran_can_be_exported_and_played_again_in_the_daemon(tmp_path: Path)
     with running_daemon(tmp_path) as daemon:
         ran(daemon, "first", 2)
         path = tmp_path / "first.jsonl"
-        assert "2 calls of 1 sessions" in agentcg(daemon, "history", "export", "-o", str(path))
+        assert "2 calls of 1 session written" in agentcg(daemon, "history", "export", "-o", str(path))
         (played,) = json.loads(agentcg(daemon, "replay", str(path), "--json"))
         assert (played["session"], played["survived"], played["calls_ended_well"]) == ("first", True, 2)
         replayed = [each for each in events(daemon) if each.session == "replay-first"]

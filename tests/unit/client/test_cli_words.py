@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agentcgroup.client.cli.__main__ import build_parser
-from agentcgroup.client.cli.statuses import MEANINGS, ExitStatus
+from agentcgroup.client.cli.statuses import MEANINGS, MEANINGS_OF, ExitStatus
 from tests.unit.client.conftest import Cli
 from tests.unit.client.scripted_daemon import ScriptedDaemon
 
@@ -58,11 +58,17 @@ def _parsers(parser: Any, path: str = "agentcg") -> Iterator[tuple[str, Any]]:
                 yield from _parsers(child, f"{path} {name}")
 
 
-def test_the_help_of_every_command_names_the_exit_statuses_and_json() -> None:
-    commands = [(path, parser) for path, parser in _parsers(build_parser()) if parser.get_default("run")]
-    assert len(commands) > 20
-    for path, parser in commands:
+def test_the_help_of_every_command_names_its_exit_statuses_and_json() -> None:
+    commands = {
+        path.removeprefix("agentcg "): parser
+        for path, parser in _parsers(build_parser())
+        if parser.get_default("run")
+    }
+    assert len(commands) > 20 and MEANINGS_OF.keys() <= commands.keys()
+    assert {*MEANINGS, *(status for each in MEANINGS_OF.values() for status in each)} == {*ExitStatus}
+    for path, parser in commands.items():
         text = parser.format_help()
         assert "--json" in text, path
-        for status in ExitStatus:
-            assert f"\n  {status:>3}  {MEANINGS[status]}" in text, path
+        told = text.partition("Exit status:\n")[2].splitlines()
+        own = sorted((MEANINGS | MEANINGS_OF.get(path, {})).items())
+        assert told == [f"  {status:>3}  {meaning}" for status, meaning in own], path

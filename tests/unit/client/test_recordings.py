@@ -286,7 +286,7 @@ def test_the_command_exports_to_a_file_and_replays_it(
     )
     path = tmp_path / "web.jsonl"
     status, output, errors = cli("history", "export", "-o", str(path))
-    assert (status, output, errors) == (0, f"1 calls of 1 sessions written to {path}.\n", "")
+    assert (status, output, errors) == (0, f"1 call of 1 session written to {path}.\n", "")
     assert recordings.read(path).sessions == (Session("web", "low"),)
     bare = tmp_path / "bare"
     bare.mkdir()

@@ -147,10 +147,10 @@ def test_new_runs_outweigh_old_ones() -> None:
 
 
 def test_too_few_runs_give_no_figure_and_say_so() -> None:
-    for runs in ([], [run(100)], [run(100)] * 2):
+    for runs, known in ([], "no run is"), ([run(100)], "1 run is"), ([run(100)] * 2, "2 runs are"):
         found = suggestion_of("django", "pytest", runs, RULES)
         assert found.memory_bytes is found.expected_duration_ms is None
-        assert "3 runs of pytest that a figure takes" in found.reason
+        assert found.reason == f"A figure takes 3 runs of pytest; {known} known in project django."
     assert suggestion_of("", "", [run(1)] * 9, RULES).memory_bytes is None
 
 
