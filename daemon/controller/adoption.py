@@ -13,8 +13,9 @@ import os
 from typing import Any, Final
 
 from agentcgroup.daemon import record
-from agentcgroup.daemon.controller.core import DEADLINE_TIMER, Life
+from agentcgroup.daemon.controller.core import Life
 from agentcgroup.daemon.controller.drain import Draining
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.model import (
     Action,
@@ -204,7 +205,7 @@ class Adoption(Draining):
             left_ms = max(
                 0, call.limits.deadline_ms - (self._clock.now_ns() - call.started_at_ns) // 1_000_000
             )
-            self._arm(DEADLINE_TIMER, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
+            self._arm(Timer.DEADLINE, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
         self._decided(
             Action.ADOPTED,
             call.session,

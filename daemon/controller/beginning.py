@@ -2,8 +2,9 @@
 
 import asyncio
 
-from agentcgroup.daemon.controller.core import DEADLINE_TIMER, Life
+from agentcgroup.daemon.controller.core import Life
 from agentcgroup.daemon.controller.sampling import Sampling
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.model import (
     Action,
     Actor,
@@ -25,7 +26,7 @@ class Beginnings(Sampling):
         self._follow(call, process)
         if call.limits.deadline_ms is not None:
             self._arm(
-                DEADLINE_TIMER,
+                Timer.DEADLINE,
                 call.id,
                 call.limits.deadline_ms,
                 lambda: self._kill(call, KillReason.DEADLINE),

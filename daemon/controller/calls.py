@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from agentcgroup.daemon.controller.core import GRANT_TIMER
 from agentcgroup.daemon.controller.queue import Queueing, refusal
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import (
     Action,
@@ -189,7 +189,7 @@ class Calls(Queueing):
             self._host.remove_call(call.id)
             self._close_unbegun(call)
             raise
-        self._disarm(GRANT_TIMER, call.id)
+        self._disarm(Timer.GRANT, call.id)
         self._run(call, Process(pid, pidfd), self._clock.now_ns())
         return call
 

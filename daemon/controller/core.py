@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
 
 from agentcgroup.daemon import record
 from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.controller.timers import Timers
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.experience import Experience
 from agentcgroup.daemon.feedback import Feed
@@ -40,13 +40,6 @@ from agentcgroup.daemon.policy.ladder import Stand
 from agentcgroup.daemon.ports import Clock, Doors, History, Host
 
 log = logging.getLogger("agentcgroup.controller")
-
-# Names of a call's timers: a grant that is not begun lapses; a deadline kills; the ladder looks again.
-GRANT_TIMER: Final = "grant"
-DEADLINE_TIMER: Final = "deadline"
-# A standing grant that nobody takes lapses, too.
-STANDING_TIMER: Final = "standing"
-LADDER_TIMER: Final = "ladder"
 
 
 @dataclass(slots=True)
@@ -81,12 +74,13 @@ class Prepared:
     withdraw: Callable[[], bool]
 
 
-class Core:
+class Core(Timers):
     """State and small words; the verbs are in Sessions, Calls and Endings, which together make the Controller."""
 
     def __init__(
         self, config: Config, host: Host, history: History, clock: Clock, counters: Counters, feed: Feed
     ) -> None:
+        super().__init__()
         self.counters = counters
         self.feed = feed
         self._host = host
@@ -99,8 +93,6 @@ class Core:
         self._lives: dict[str, Life] = {}
         # Names of sessions whose sockets are being opened: they are taken, but not in the ledger yet.
         self._opening: set[str] = set()
-        self._timers: dict[tuple[str, str], asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._started_at_ns = clock.now_ns()
         self._last_event_number = history.last_event_number
         self._drain: Drain | None = None
@@ -371,36 +363,3 @@ class Core:
         call.frozen_by.discard(cause)
         self._remember_call(call)
         return not call.frozen_by
-
-    # ---- time and tasks
-
-    def _arm(self, what: str, key: str, delay_ms: float, action: Callable[[], None]) -> None:
-        """Runs `action` in `delay_ms`, once; arming again replaces."""
-        self._disarm(what, key)
-
-        def fire() -> None:
-            self._timers.pop((what, key), None)
-            action()
-
-        self._timers[what, key] = asyncio.get_running_loop().call_later(delay_ms / 1000, fire)
-
-    def _disarm(self, what: str, key: str) -> None:
-        timer = self._timers.pop((what, key), None)
-        if timer is not None:
-            timer.cancel()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs `work` as a task of the controller's; `close` waits for all of them."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-
-    def _reap(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a task of the controller failed", exc_info=task.exception())
-
-    async def settle(self) -> None:
-        """Waits until every task begun so far, and what those begin, has ended."""
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -3,6 +3,7 @@
 from typing import Final
 
 from agentcgroup.daemon.controller.sessions import Sessions
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.model import (
     Action,
     Actor,
@@ -16,7 +17,6 @@ from agentcgroup.daemon.model import (
 from agentcgroup.proto.quantity import format_duration
 
 # The one timer of its kind; its key is no call's.
-_DRAIN_TIMER: Final = "drain"
 _NOT_BEGUN: Final = (CallState.DECLARED, CallState.QUEUED)
 
 
@@ -27,7 +27,7 @@ class Draining(Sessions):
         `deadline_ms` from now what runs is killed; None: it may take its time. Asking again replaces reason and deadline.
         """
         now_ns = self._clock.now_ns()
-        self._disarm(_DRAIN_TIMER, "")
+        self._disarm(Timer.DRAIN, "")
         until_ns = None if deadline_ms is None else now_ns + deadline_ms * 1_000_000
         began_ns = self._drain.began_at_ns if self._drain else now_ns
         self._drain = Drain(reason, began_ns, until_ns)
@@ -35,7 +35,7 @@ class Draining(Sessions):
         for call in [each for each in self._ledger.calls(None) if each.state in _NOT_BEGUN]:
             self._close_unbegun(call)
         if deadline_ms is not None:
-            self._arm(_DRAIN_TIMER, "", deadline_ms, self._drain_is_over)
+            self._arm(Timer.DRAIN, "", deadline_ms, self._drain_is_over)
         why = f": {reason}" if reason else ""
         live = self._ledger.calls_live
         self._decided(
@@ -70,7 +70,7 @@ class Draining(Sessions):
 
     def resume(self) -> bool:
         """Lets calls and sessions begin again. False: the host was not being drained."""
-        self._disarm(_DRAIN_TIMER, "")
+        self._disarm(Timer.DRAIN, "")
         if self._drain is None:
             return False
         self._drain = None

@@ -5,8 +5,9 @@ import dataclasses
 import logging
 from typing import Final
 
-from agentcgroup.daemon.controller.core import DEADLINE_TIMER, GRANT_TIMER, LADDER_TIMER, Life
+from agentcgroup.daemon.controller.core import Life
 from agentcgroup.daemon.controller.learning import Learning
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.model import (
     Action,
     Actor,
@@ -102,7 +103,7 @@ class Endings(Learning):
 
     def _begin_end(self, call: ToolCall) -> None:
         call.state = CallState.ENDING
-        for timer in (DEADLINE_TIMER, LADDER_TIMER):
+        for timer in (Timer.DEADLINE, Timer.LADDER):
             self._disarm(timer, call.id)
         self._spawn(self._end(call))
 
@@ -112,7 +113,7 @@ class Endings(Learning):
             if limits.deadline_ms != call.limits.deadline_ms and limits.deadline_ms is not None:
                 elapsed_ms = (self._clock.now_ns() - call.started_at_ns) / 1e6
                 left_ms = max(0.0, limits.deadline_ms - elapsed_ms)
-                self._arm(DEADLINE_TIMER, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
+                self._arm(Timer.DEADLINE, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
         grows = limits.memory_bytes > call.limits.memory_bytes
         self._ledger.relimit(call, limits)
         if call.started_at_ns is not None:
@@ -281,7 +282,7 @@ class Endings(Learning):
 
     def _close_unbegun(self, call: ToolCall) -> None:
         """Gives back a grant."""
-        self._disarm(GRANT_TIMER, call.id)
+        self._disarm(Timer.GRANT, call.id)
         report = self._end_unbegun(call)
         self._decided(Action.LAPSED, call.session, report.message, call=call, actor=Actor.DAEMON)
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from agentcgroup.daemon.controller.protection import Protection
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.model import SessionState
 from agentcgroup.daemon.policy import idle
 from agentcgroup.proto.quantity import format_size
 from agentcgroup.proto.words import Action
 
-IDLE_TIMER: Final = "idle"
 # A runtime that keeps working is left alone after so many looks, until its next call has ended.
 _LOOKS_IN_VAIN: Final = 6
 
@@ -46,7 +46,7 @@ class IdleReclaim(Protection):
         return found is not None and not found.calls and found.state is SessionState.OPEN
 
     def _look_in(self, session: str, delay_ms: int) -> None:
-        self._arm(IDLE_TIMER, session, delay_ms, lambda: self._spawn(self._consider(session)))
+        self._arm(Timer.IDLE, session, delay_ms, lambda: self._spawn(self._consider(session)))
 
     async def _consider(self, session: str) -> None:
         waiting, activity = self._waiting.get(session), self._host.memory.agent_activity(session)
@@ -70,7 +70,7 @@ class IdleReclaim(Protection):
             self._look_in(session, pause_ms)
 
     def _stop_waiting(self, session: str, why: str) -> None:
-        self._disarm(IDLE_TIMER, session)
+        self._disarm(Timer.IDLE, session)
         waiting = self._waiting.pop(session, None)
         if waiting is not None and waiting.freed_bytes:
             self._decided(

@@ -9,8 +9,9 @@ import dataclasses
 import logging
 from typing import Final
 
-from agentcgroup.daemon.controller.core import LADDER_TIMER, Climb
+from agentcgroup.daemon.controller.core import Climb
 from agentcgroup.daemon.controller.ending import Endings
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.model import (
     Action,
@@ -73,8 +74,8 @@ class Ladders(Endings):
             self._look(call, climb, woken=True)
             return
         self._listen(call, climb, False)
-        if (LADDER_TIMER, call.id) not in self._timers or climb.stand.rung is Rung.CALM:
-            self._arm(LADDER_TIMER, call.id, wait_ms, lambda: self._look(call, climb, woken=True))
+        if not self._is_armed(Timer.LADDER, call.id) or climb.stand.rung is Rung.CALM:
+            self._arm(Timer.LADDER, call.id, wait_ms, lambda: self._look(call, climb, woken=True))
 
     def _call_gone(self, call: ToolCall) -> None:
         super()._call_gone(call)
@@ -86,7 +87,7 @@ class Ladders(Endings):
         """Limits have changed: what is being done about the call may have no cause any more."""
         life = self._lives.get(call.id)
         if life is not None:
-            self._arm(LADDER_TIMER, call.id, 0, lambda: self._look(call, life.climb))
+            self._arm(Timer.LADDER, call.id, 0, lambda: self._look(call, life.climb))
 
     def _listen(self, call: ToolCall, climb: Climb, listens: bool) -> None:
         if climb.listens is not listens:
@@ -108,7 +109,7 @@ class Ladders(Endings):
         """The kernel would not: what cannot be listened to is looked at, and deadlines stand."""
         if call.is_live:
             log.warning("%s/%s: its ladder: %s", call.session, call.id, error.cause)
-            self._arm(LADDER_TIMER, call.id, IDLE_LOOK_MS, lambda: self._look(call, climb))
+            self._arm(Timer.LADDER, call.id, IDLE_LOOK_MS, lambda: self._look(call, climb))
 
     def _look_and_act(self, call: ToolCall, climb: Climb, *, woken: bool) -> None:
         now_ms = _now_ms()
@@ -117,7 +118,7 @@ class Ladders(Endings):
             if climb.stand.deadline_ms is not None:
                 later = climb.stand.deadline_ms + IDLE_LOOK_MS
                 climb.stand = dataclasses.replace(climb.stand, deadline_ms=later)
-            self._arm(LADDER_TIMER, call.id, IDLE_LOOK_MS, lambda: self._look(call, climb))
+            self._arm(Timer.LADDER, call.id, IDLE_LOOK_MS, lambda: self._look(call, climb))
             return
         rules, memory = self._rules(call), self._host.call_memory(call.id)
         held = memory.held_bytes if memory.held_bytes is not None else memory.current_bytes
@@ -148,9 +149,9 @@ class Ladders(Endings):
         )
         self._listen(call, climb, True)
         if done.look_in_ms is None:
-            self._disarm(LADDER_TIMER, call.id)
+            self._disarm(Timer.LADDER, call.id)
         else:
-            self._arm(LADDER_TIMER, call.id, done.look_in_ms, lambda: self._look(call, climb))
+            self._arm(Timer.LADDER, call.id, done.look_in_ms, lambda: self._look(call, climb))
 
     def _rules(self, call: ToolCall) -> Rules:
         limits, defaults = call.limits, self.config.call

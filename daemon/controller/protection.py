@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.controller.ladder import Ladders
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.model import (
     CallLimits,
@@ -38,7 +39,6 @@ from agentcgroup.proto.words import Action
 
 log = logging.getLogger("agentcgroup.controller")
 
-LOOK_TIMER: Final = "look"
 # What begins and ends together is looked at together.
 _GATHER_MS: Final = 20
 # After the last sign of shortage.
@@ -115,7 +115,7 @@ class Protection(Ladders):
         if rest_ms <= 0:
             self._look_around()
         else:
-            self._arm(LOOK_TIMER, "", rest_ms, self._look_around)
+            self._arm(Timer.PROTECTION_LOOK, "", rest_ms, self._look_around)
 
     def _raise_mark(self, call: ToolCall) -> None:
         """It has begun: what it was promised it may take before anybody has looked."""
@@ -125,8 +125,8 @@ class Protection(Ladders):
 
     def _memory_shifted(self, session: str) -> None:
         """What is promised to whom is another now, and whatever ended left room."""
-        if (LOOK_TIMER, "") not in self._timers and (self._has_marks() or self._is_oversold()):
-            self._arm(LOOK_TIMER, "", _GATHER_MS, self._look_around)
+        if not self._is_armed(Timer.PROTECTION_LOOK, "") and (self._has_marks() or self._is_oversold()):
+            self._arm(Timer.PROTECTION_LOOK, "", _GATHER_MS, self._look_around)
 
     def _has_marks(self) -> bool:
         return any(session.memory_mark_bytes is not None for session in self._ledger.sessions.values())
@@ -150,7 +150,7 @@ class Protection(Ladders):
 
     def _look_around(self) -> None:
         began = time.thread_time()
-        self._disarm(LOOK_TIMER, "")
+        self._disarm(Timer.PROTECTION_LOOK, "")
         if not self._is_oversold():
             self._let_everybody_go()
             return
@@ -167,7 +167,9 @@ class Protection(Ladders):
         rest_ms = (time.thread_time() - began) * 1000 * _DUTY
         self._rested_at_s = time.monotonic() + rest_ms / 1000
         if view.now_ns - self._restless_at_ns < _LINGER_NS:
-            self._arm(LOOK_TIMER, "", max(self.config.protection.tick, rest_ms), self._look_around)
+            self._arm(
+                Timer.PROTECTION_LOOK, "", max(self.config.protection.tick, rest_ms), self._look_around
+            )
 
     def _memory_view(self) -> tuple[View | None, dict[str, SessionMemory]]:
         host = self._host.memory.host()

@@ -9,9 +9,9 @@ import dataclasses
 from typing import Final
 
 from agentcgroup.daemon.config import Config
-from agentcgroup.daemon.controller.core import GRANT_TIMER
 from agentcgroup.daemon.controller.rooms import Views, levels_of
 from agentcgroup.daemon.controller.standing import Offer
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.controller.waits import LOOK_EVERY_MS, Wait, Waits
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
@@ -36,8 +36,6 @@ from agentcgroup.daemon.policy.grounds import Grounds
 from agentcgroup.daemon.ports import Clock, History, Host
 from agentcgroup.proto.quantity import format_duration
 
-QUEUE_TIMER: Final = "queue"
-LOOK_TIMER: Final = "look"
 # How much of a command stands in the log of decisions.
 MOST_OF_COMMAND: Final = 120
 # In a longer queue a newcomer's wait is estimated at the next look, not at once.
@@ -117,7 +115,7 @@ class Queueing(Waits):
         wait.stands = True
         answer = self._queued(wait)
         wait.told_s, wait.told = self._now_s(), answer.message
-        self._arm(QUEUE_TIMER, call.id, wait.deadline_ms, lambda: self._give_up(wait))
+        self._arm(Timer.WAIT, call.id, wait.deadline_ms, lambda: self._give_up(wait))
         self._tick()
         self.counters.answer(Decision.QUEUED, wait.reason)
         self._decided(
@@ -169,8 +167,8 @@ class Queueing(Waits):
     # ---- looking
 
     def _tick(self) -> None:
-        if self._waits and (LOOK_TIMER, "") not in self._timers:
-            self._arm(LOOK_TIMER, "", LOOK_EVERY_MS, self._look_again)
+        if self._waits and not self._is_armed(Timer.QUEUE_LOOK, ""):
+            self._arm(Timer.QUEUE_LOOK, "", LOOK_EVERY_MS, self._look_again)
 
     def _look_again(self) -> None:
         self._look_is_due = False
@@ -297,7 +295,7 @@ class Queueing(Waits):
         lifetime_ms = self.config.call.grant_lifetime
         call.decision = ruling.decision
         call.expires_at_ns = self._clock.now_ns() + lifetime_ms * 1_000_000
-        self._arm(GRANT_TIMER, call.id, lifetime_ms, lambda: self._lapse(call))
+        self._arm(Timer.GRANT, call.id, lifetime_ms, lambda: self._lapse(call))
         self._decided(Action(ruling.decision), call.session, ruling.message, call=call, because=because)
         return self._answer(ruling, call, learned, call.expires_at_ns)
 
@@ -320,7 +318,7 @@ class Queueing(Waits):
         because = grounds.of_ruling(call.intent, ruling.limits, *views) | grounds.of_learned(wait.learned)
         answer = self._grant(call, ruling, because, wait.learned)
         if wait.stands:
-            self._disarm(QUEUE_TIMER, call.id)
+            self._disarm(Timer.WAIT, call.id)
             waited_s = self._now_s() - wait.since_s
             self.counters.queue_left(QueueOutcome.GRANTED, waited_s)
             words = f"Its turn after {format_duration(int(waited_s * 1000))} in the queue. {answer.message}"
@@ -362,7 +360,7 @@ class Queueing(Waits):
         """Takes a call that waits out of the queue for good; whoever follows it is told."""
         call = wait.call
         del self._waits[call.id]
-        self._disarm(QUEUE_TIMER, call.id)
+        self._disarm(Timer.WAIT, call.id)
         waited_s = self._now_s() - wait.since_s
         self.counters.queue_left(outcome, waited_s)
         answer = Answer(Decision.REFUSED, words, reason=reason, suggestion=suggestion)

@@ -6,9 +6,9 @@ A call's curve is bounded: when it is full, each two neighbours become one, the 
 from typing import Final
 
 from agentcgroup.daemon.controller.idle import IdleReclaim
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.model import ToolCall
 
-SAMPLE_TIMER: Final = "sample"
 INTERVAL_MS: Final = 1000
 SAMPLES_KEPT: Final = 128
 
@@ -19,7 +19,7 @@ class Sampling(IdleReclaim):
             self._sample_in(call, INTERVAL_MS)
 
     def _sample_in(self, call: ToolCall, interval_ms: int) -> None:
-        self._arm(SAMPLE_TIMER, call.id, interval_ms, lambda: self._sample(call, interval_ms))
+        self._arm(Timer.SAMPLE, call.id, interval_ms, lambda: self._sample(call, interval_ms))
 
     def _sample(self, call: ToolCall, interval_ms: int) -> None:
         current_bytes = self._host.call_memory(call.id).current_bytes
@@ -34,7 +34,7 @@ class Sampling(IdleReclaim):
 
     def _call_gone(self, call: ToolCall) -> None:
         super()._call_gone(call)
-        self._disarm(SAMPLE_TIMER, call.id)
+        self._disarm(Timer.SAMPLE, call.id)
 
 
 def halved(samples: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -14,7 +14,8 @@ from typing import Final
 
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.controller.beginning import Beginnings
-from agentcgroup.daemon.controller.core import STANDING_TIMER, Life, Prepared
+from agentcgroup.daemon.controller.core import Life, Prepared
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.model import (
     Action,
@@ -82,7 +83,7 @@ class Standing(Beginnings):
         prepared = Prepared(call, answer, grounds.of_ruling(intent, ruling.limits, *views, None), withdraw)
         self._standing[call.id] = prepared
         self._arm(
-            STANDING_TIMER, call.id, self.config.call.standing_lifetime, lambda: self._withdraw(prepared)
+            Timer.STANDING, call.id, self.config.call.standing_lifetime, lambda: self._withdraw(prepared)
         )
         return True
 
@@ -156,7 +157,7 @@ class Standing(Beginnings):
             self._taken(prepared)
 
     def _dismiss(self, prepared: Prepared) -> None:
-        self._disarm(STANDING_TIMER, prepared.call.id)
+        self._disarm(Timer.STANDING, prepared.call.id)
         del self._standing[prepared.call.id]
 
     # ---- taken

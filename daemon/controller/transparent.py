@@ -8,6 +8,7 @@ from typing import Final
 
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.controller.calls import Calls
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.counters import Counters, Door
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.feedback import Feed
@@ -35,7 +36,6 @@ log = logging.getLogger("agentcgroup.controller")
 
 # Of processes that had ended before they were placed, an agent is told once in this time, with how many there were.
 _SAY_MISSED_EVERY_MS: Final = 60_000
-_MISSED_TIMER: Final = "missed"
 
 
 class TransparentDoor(Calls):
@@ -179,10 +179,10 @@ class TransparentDoor(Calls):
         """It ended before it could be placed: nothing is left of it, and nothing was made for it."""
         session.transparent_missed += 1
         self.counters.transparent_missed += 1
-        if (_MISSED_TIMER, session.name) not in self._timers:
+        if not self._is_armed(Timer.MISSED, session.name):
             before = session.transparent_missed - 1
             self._arm(
-                _MISSED_TIMER, session.name, _SAY_MISSED_EVERY_MS, lambda: self._say_missed(session, before)
+                Timer.MISSED, session.name, _SAY_MISSED_EVERY_MS, lambda: self._say_missed(session, before)
             )
 
     def _say_missed(self, session: Session, before: int) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from agentcgroup.daemon.config import Config, DaemonConfig, HostConfig, ProtectionConfig
+from agentcgroup.daemon.controller import queue, rooms
+from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.model import (
     BudgetRequest,
     CallState,
+    Decision,
     FeedbackKind,
     FreezeCause,
     Growth,
@@ -19,12 +22,13 @@ from agentcgroup.daemon.model import (
     Level,
     Priority,
     ToolCall,
+    Usage,
     Verdict,
 )
 from agentcgroup.proto.words import Action
 from tests.fake_memory import FakeUse
 from tests.fakes import FakeHost
-from tests.integration.harness import Daemon
+from tests.integration.harness import DEADLINE_S, Daemon
 
 MIB = 1 << 20
 CAPACITY = 1100 * MIB
@@ -116,12 +120,35 @@ async def test_a_low_call_is_slowed_then_frozen_then_let_go_and_everybody_lives(
     assert world.controller.counters.protections[Action.FROZEN] >= 1
 
 
+async def test_whoever_waits_is_looked_after_while_memory_is_looked_at(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both look again every so often, each by a timer of its own: what a call does not use is lent in time."""
+    monkeypatch.setattr(queue, "LOOK_EVERY_MS", 10)
+    monkeypatch.setattr(rooms, "MEASURE_EVERY_S", 0.0)
+    for name in ("a", "b"):
+        await world.session(name, Priority.NORMAL)
+    first = world.call("a", declared=900)
+    answer = world.controller.declare("b", Intent(memory_bytes=300 * MIB), wait_ms=600_000)
+    assert answer.decision is Decision.QUEUED
+    world.look()
+    world.daemon.host.calls[first.id].usage = Usage(
+        memory_current_bytes=20 * MIB, memory_peak_bytes=30 * MIB
+    )
+    world.daemon.clock.time_ns += 20_000_000_000
+    waiting = world.controller.call("b", answer.call_id)
+    async with asyncio.timeout(DEADLINE_S):
+        while waiting.state is CallState.QUEUED:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    assert waiting.state is CallState.DECLARED
+
+
 async def test_a_daemon_at_rest_reads_nothing_and_marks_hold_the_sum(world: World) -> None:
     for name in ("a", "b"):
         await world.session(name, Priority.NORMAL)
         world.call(name, wants=100, has=100)
     await world.run(2500)
-    assert not any(key[0] == "look" for key in world.controller._timers)
+    assert not world.controller._is_armed(Timer.PROTECTION_LOOK, "")
     reads = world.memory.reads
     await asyncio.sleep(0.2)
     assert world.memory.reads == reads
@@ -242,7 +269,7 @@ async def idle(run_dir: Path) -> AsyncIterator[World]:
 async def _next_idle_look(world: World, ms: int) -> None:
     """Lets the armed look at the waiting agent happen now, with `ms` of the model's time passed."""
     world.daemon.clock.time_ns += ms * 1_000_000
-    timer = world.controller._timers.pop(("idle", "waiting"))
+    timer = world.controller._timers.pop((Timer.IDLE, "waiting"))
     timer._run()
     timer.cancel()
     await world.controller.settle()
@@ -253,7 +280,7 @@ async def test_a_waiting_agent_gives_back_until_it_misses_something(idle: World)
     await idle.session("waiting", Priority.NORMAL)
     await idle.session("other", Priority.NORMAL)
     call = idle.call("waiting")
-    assert ("idle", "waiting") not in idle.controller._timers, "not while a call runs"
+    assert not idle.controller._is_armed(Timer.IDLE, "waiting"), "not while a call runs"
     await idle.controller.kill_call(call.id, "")
     await _next_idle_look(idle, 1000)
     await _next_idle_look(idle, 2000)
@@ -261,7 +288,7 @@ async def test_a_waiting_agent_gives_back_until_it_misses_something(idle: World)
     idle.memory.stall_us["waiting"] = 100_000
     await _next_idle_look(idle, 2000)
     assert idle.memory.agents["waiting"] == (256 - 32 - 28) * MIB
-    assert ("idle", "waiting") not in idle.controller._timers
+    assert not idle.controller._is_armed(Timer.IDLE, "waiting")
     (event,) = [each for each in idle.daemon.history.noted if each.action is Action.RECLAIMED]
     assert dict(event.inputs)["freed_bytes"] == 60 * MIB
     assert idle.controller.counters.idle_reclaimed_bytes == 60 * MIB
@@ -273,7 +300,7 @@ async def test_a_call_that_begins_ends_the_giving_back(idle: World) -> None:
     await idle.session("waiting", Priority.NORMAL)
     await _next_idle_look(idle, 1000)
     idle.call("waiting")
-    assert ("idle", "waiting") not in idle.controller._timers
+    assert not idle.controller._is_armed(Timer.IDLE, "waiting")
     assert idle.memory.agents["waiting"] == 224 * MIB
 
 
