@@ -100,7 +100,7 @@ test: setup ## Run every test, here and in the guest on each kernel
 	@$(VENV)/bin/python tests/run.py
 
 .PHONY: test-here
-test-here: setup ## Run the tests that need no guest (seconds)
+test-here: setup ## Run the tests that need no guest (minutes)
 	@$(VENV)/bin/python tests/run.py --here -- $(ARGS)
 
 .PHONY: test-guest
@@ -149,6 +149,23 @@ docs: setup ## Generate docs/metrics.md from the catalogue
 .PHONY: dist
 dist: setup ## Build sdist and wheel in dist/
 	@$(VENV)/bin/python -m build --outdir dist .
+
+PREFIX  ?= /opt/agentcgroup
+BINDIR  ?= /usr/local/bin
+UNITDIR ?= /etc/systemd/system
+CONFDIR ?= /etc/agentcgroup
+
+.PHONY: install
+install: dist ## Install for this host, or upgrade: PREFIX=/opt/agentcgroup, commands in BINDIR, the systemd unit, a configuration
+	@python3 -m venv $(PREFIX)
+	@wheel=$$(ls -t dist/agentcgroup-*.whl | head -n 1); \
+	$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check "$$wheel[daemon]"; \
+	$(PREFIX)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps "$$wheel"
+	@install -d $(BINDIR)
+	@ln -sf $(PREFIX)/bin/agentcg $(PREFIX)/bin/agentcgroupd $(BINDIR)/
+	@install -D -m 644 $(PACKAGE)/daemon/agentcgroup.service $(UNITDIR)/agentcgroup.service
+	@[ -e $(CONFDIR)/agentcgroup.toml ] || install -D -m 644 $(PACKAGE)/daemon/agentcgroup.toml $(CONFDIR)/agentcgroup.toml
+	@echo "installed. What this host can enforce: agentcgroupd --check-host. To start: systemctl daemon-reload && systemctl enable --now agentcgroup"
 
 .PHONY: clean
 clean: ## Remove everything that is built here, the guest's cache excepted
