@@ -6,6 +6,7 @@ Either as real sessions and calls of the daemon, or bare: in cgroups of the call
 import contextlib
 import math
 import os
+import socket
 import subprocess
 import tempfile
 import time
@@ -261,6 +262,7 @@ def play(recording: Recording, stage: Stage, pace: Pace, deadline_s: float = 360
         # Tools of other users must reach what they write to.
         os.chmod(directory, 0o755)
         agents: list[tuple[Session, subprocess.Popen[bytes], Path]] = []
+        starts: list[socket.socket] = []
         try:
             for number, session in enumerate(recording.sessions):
                 script, results = Path(directory, f"{number}.script"), Path(directory, f"{number}.results")
@@ -269,16 +271,17 @@ def play(recording: Recording, stage: Stage, pace: Pace, deadline_s: float = 360
                 launcher = stage.launcher(session)
                 words += ["--", *launcher] if launcher else []
                 # Launchers say there what they were refused, which is counted; it is of interest when an agent fails.
-                with errors_of(results).open("wb") as errors:
-                    agent = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=errors)
+                ours, theirs = socket.socketpair()
+                starts.append(ours)
+                with theirs, errors_of(results).open("wb") as errors:
+                    agent = subprocess.Popen(words, stdin=theirs, stderr=errors)
                 agents.append((session, agent, results))
                 stage.place(session, agent.pid)
             begin_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000 + HEAD_START_US
-            for _, agent, _ in agents:
-                assert agent.stdin is not None
-                # Whoever is gone already says so by its status.
-                with contextlib.suppress(BrokenPipeError), agent.stdin as stdin:
-                    stdin.write(b"%d\n" % begin_us)
+            for start in starts:
+                # Whoever is gone already says so by its status, and must not end us by SIGPIPE.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError), start:
+                    start.send(b"%d\n" % begin_us, socket.MSG_NOSIGNAL)
             end = time.monotonic() + deadline_s
             played = []
             for session, agent, results in agents:
@@ -290,8 +293,8 @@ def play(recording: Recording, stage: Stage, pace: Pace, deadline_s: float = 360
                 if agent.poll() is None:
                     agent.kill()
                 agent.wait()
-                if agent.stdin is not None:
-                    agent.stdin.close()
+            for start in starts:
+                start.close()
 
 
 def errors_of(results: Path) -> Path:

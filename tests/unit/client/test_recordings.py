@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -297,6 +299,22 @@ def test_the_command_exports_to_a_file_and_replays_it(
     assert (status, told["survived"], told["calls_ended_well"], told["peak_bytes"]) == (0, True, 1, 2 * MIB)
     assert (bare / "web" / "cgroup.procs").read_text().strip().isdigit()
     assert len(json.loads((tmp_path / "all.json").read_text())[0]["steps"]) == told["steps"] > 0
+
+
+def test_an_agent_that_ends_before_its_start_does_not_take_the_replay_with_it(actor: Path) -> None:
+    class Killing(Here):
+        def place(self, session: Session, pid: int) -> None:
+            if session.session == "big":
+                os.kill(pid, signal.SIGKILL)
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    before = signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # As in the command.
+    try:
+        big, small = replaying.play(RECORDING, Killing(), Pace())
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+    assert (big.survived, big.agent_status) == (False, 128 + signal.SIGKILL)
+    assert small.survived
 
 
 def test_the_daemons_sessions_are_made_for_a_replay_and_removed_after_it(
