@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +27,6 @@ from agentcgroup.proto.quantity import format_size, parse_size
 from bench.arms import HIGH, MEANING, Arm, Scene, daemons, joint_need, needs_of, stage_of
 from bench.isolation_figures import (
     Estimate,
-    Repetition,
     arm_figures,
     in_short,
     score_table,
@@ -35,6 +34,7 @@ from bench.isolation_figures import (
     table,
     verdicts,
 )
+from bench.isolation_outcomes import Outcome, outcome_of, read_outcome
 from bench.spawning import BenchError
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
@@ -99,6 +99,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="S",
         help="of an arm's repetition, default %(default)s",
     )
+    add(
+        "--onto", type=Path, metavar="FILE",
+        help="a result of the same measurement, which goes on: its repetitions count among --repetitions",
+    )  # fmt: skip
     add("--here", action="store_true", help="on this machine, instead of in the guest")
     add("--kernel", default="7.3", help="of the guest, default %(default)s")
     add("--counted", action="store_true", help="in a guest of one CPU whose clock counts instructions")
@@ -128,10 +132,13 @@ def measure_in_guest(given: argparse.Namespace) -> dict[str, Any]:
         share = Path(directory, "recording")
         share.mkdir()
         shutil.copyfile(given.recording, share / given.recording.name)
+        if given.onto is not None:
+            shutil.copyfile(given.onto, share / "onto.json")
         options = [
             *(word for limit in given.limit for word in ("--limit", limit)),
             *(word for arm in given.arm for word in ("--arm", arm)),
             *(["--minutes", str(given.minutes)] if given.minutes is not None else []),
+            *(["--onto", f"{GUEST_SHARE}/recording/onto.json"] if given.onto is not None else []),
         ]
         command = [
             str(REPOSITORY / "vm" / "run"), "--kernel", given.kernel, "--timeout", "7200", "--no-daemon",
@@ -173,9 +180,13 @@ def _measure(given: argparse.Namespace, recording: Recording, pace: Pace) -> dic
         "scenes": [],
         "told": [],
     }
-    for limit in given.limit or ["89%", "106%"]:
-        scene = Scene(recording, pace, limit_bytes(limit, joint_need(recording, pace)), needs)
-        result["scenes"].append(_scene(scene, arms, given, result["told"]))
+    scenes = [
+        Scene(recording, pace, limit_bytes(limit, joint_need(recording, pace)), needs)
+        for limit in given.limit or ["89%", "106%"]
+    ]
+    begun = begun_scenes(given.onto, _plain(result), [each.memory_bytes for each in scenes], arms)
+    for scene, before in zip(scenes, begun, strict=True):
+        result["scenes"].append(_scene(scene, before, given, result["told"]))
     target = given.out / f"isolation-{given.recording.stem}.json"
     target.write_text(json.dumps(_plain(result), indent=1) + "\n", encoding="utf-8")
     _tell(result["told"], f"written to {target}")
@@ -210,18 +221,64 @@ def limit_bytes(text: str, need_bytes: int) -> int:
     return round(need_bytes * float(text[:-1]) / 100) if text.endswith("%") else parse_size(text)
 
 
-def _scene(scene: Scene, arms: list[Arm], given: argparse.Namespace, told: list[str]) -> dict[str, Any]:
-    played: dict[Arm, list[Repetition]] = {arm: [] for arm in arms}
+@dataclasses.dataclass(slots=True)
+class Begun:
+    """What was played of a scene so far: by arm, and the order of the arms in each repetition."""
+
+    played: dict[Arm, list[Outcome]]
+    orders: list[list[Arm]] = dataclasses.field(default_factory=list)
+    took_s: float = 0.0
+
+
+def begun_scenes(
+    onto: Path | None, head: Mapping[str, Any], memory_bytes: Sequence[int], arms: Sequence[Arm]
+) -> list[Begun]:
+    """One for each of `memory_bytes`: nothing, or what the result in `onto` has. Raises BenchError when that measured
+    something else than `head` says."""
+    if onto is None:
+        return [Begun({arm: [] for arm in arms}) for _ in memory_bytes]
+    try:
+        before = json.loads(onto.read_text(encoding="utf-8"))
+        for what in ("kernel", "cpus", "recording", "pace"):
+            if before[what] != head[what]:
+                raise BenchError(f"{onto}: its {what} is {before[what]}, and here it is {head[what]}")
+        found = [
+            Begun(
+                {
+                    Arm(arm): [read_outcome(each) for each in played]
+                    for arm, played in scene["played"].items()
+                },
+                [[Arm(arm) for arm in order] for order in scene["orders"]],
+                scene["took_s"],
+            )
+            for scene in before["scenes"]
+        ]
+        sizes = [scene["memory_bytes"] for scene in before["scenes"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BenchError(f"{onto} is no result to go on with: {error!r}") from error
+    if sizes != list(memory_bytes) or any(list(each.played) != list(arms) for each in found):
+        raise BenchError(f"{onto}: it was measured with other limits or arms")
+    return found
+
+
+def _scene(scene: Scene, begun: Begun, given: argparse.Namespace, told: list[str]) -> dict[str, Any]:
+    played, orders = begun.played, begun.orders
+    arms = list(played)
     source = random.Random(_SEED)
-    orders: list[list[Arm]] = []
+    for _ in orders:
+        source.sample(arms, len(arms))
     need = joint_need(scene.recording, scene.pace)
     _tell(told, f"\n{len(scene.recording.sessions)} sessions that need {format_size(need)} together, "
                 f"in {format_size(scene.memory_bytes)}, {scene.pace.speed:g} times as fast")  # fmt: skip
-    began_s, longest_s = _wall_s(), 0.0
+    began_s, longest_s, first = _wall_s(), 0.0, len(orders)
     with daemons(arms, scene.memory_bytes) as running:
-        for number in range(given.repetitions):
+        for number in range(first, given.repetitions):
             before_s = _wall_s()
-            if number and given.minutes is not None and before_s + longest_s > began_s + given.minutes * 60:
+            if (
+                number > first
+                and given.minutes is not None
+                and before_s + longest_s > began_s + given.minutes * 60
+            ):
                 _tell(told, f"{number} repetitions in {given.minutes:g} minutes")
                 break
             # A different order each time: what an arm leaves behind in the machine is nobody's in particular.
@@ -230,7 +287,7 @@ def _scene(scene: Scene, arms: list[Arm], given: argparse.Namespace, told: list[
                 chosen = alone(scene.recording) if arm is Arm.ALONE else scene.recording
                 part = dataclasses.replace(scene, recording=chosen)
                 with stage_of(arm, part, running) as stage:
-                    played[arm].append(play(chosen, stage, scene.pace, given.deadline))
+                    played[arm].append(outcome_of(play(chosen, stage, scene.pace, given.deadline)))
                 print(f"  {number + 1}/{given.repetitions} {arm}: {in_short(played[arm][-1])}", flush=True)
             longest_s = max(longest_s, _wall_s() - before_s)
     found = [arm_figures(arm, played[arm]) for arm in arms]
@@ -243,10 +300,11 @@ def _scene(scene: Scene, arms: list[Arm], given: argparse.Namespace, told: list[
         "repetitions": len(orders),
         "seed": _SEED,
         "orders": orders,
-        "took_s": round(_wall_s() - began_s, 1),
+        "took_s": round(begun.took_s + _wall_s() - began_s, 1),
         "arms": found,
         "scores": compared,
         "verdicts": sentences,
+        "played": played,
     }
 
 

@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agentcgroup.client.replaying import PlayedSession, percentile
 from bench.arms import HIGH, MEANING, Arm
+from bench.isolation_outcomes import Figures, Outcome
 
 _RESAMPLES: Final = 2000
 _CONFIDENCE: Final = 0.95
-_NEAR_PEAK: Final = 0.8
 # What is to be reached, see the project's goals.
 HIGH_WITHIN: Final = 1.02
 STEP_P95_WITHIN: Final = 1.3
 LOW_WITHIN: Final = 1.5
 # Two arms whose steps, or whose low sessions, are closer than this are as good as each other.
 _SAME: Final = 1.1
+
+Figure = Callable[[Figures], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,98 +46,47 @@ def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     )
 
 
-Repetition = list[PlayedSession]
-
-
-def overlap(repetition: Repetition) -> float | None:
-    """Of the time in which the first session of high priority was near its own peak: in how much another one was, too.
-
-    None when there is no other, or the first was never there.
-    """
-    spans = {each.session: _near_peak(each) for each in repetition}
-    first = next((each.session for each in repetition if each.priority == HIGH), None)
-    others = [span for name, found in spans.items() if name != first for span in found]
-    if first is None or not others or not spans[first]:
-        return None
-    total = sum(end - start for start, end in spans[first])
-    moments = sorted({moment for span in (*spans[first], *others) for moment in span})
-    shared = sum(
-        after - before
-        for before, after in zip(moments, moments[1:], strict=False)
-        if _covers(spans[first], before, after) and _covers(others, before, after)
-    )
-    return shared / total if total else None
-
-
-def _near_peak(played: PlayedSession) -> list[tuple[int, int]]:
-    course = played.held()
-    most = max((held for _, held in course), default=0)
-    spans: list[tuple[int, int]] = []
-    for (at, held), (until, _) in zip(course, course[1:], strict=False):
-        if most and held >= most * _NEAR_PEAK and until > at:
-            spans.append((at, until))
-    return spans
-
-
-def _covers(spans: Sequence[tuple[int, int]], start: int, end: int) -> bool:
-    return any(span_start <= start and end <= span_end for span_start, span_end in spans)
-
-
-def most_held_bytes(repetition: Repetition) -> int:
-    """The most that all sessions held together at one moment."""
-    changes: list[tuple[int, str, int]] = []
-    for each in repetition:
-        changes += [(at, each.session, held) for at, held in each.held()]
-    now: dict[str, int] = {}
-    most = 0
-    for _, name, held in sorted(changes):
-        now[name] = held
-        most = max(most, sum(now.values()))
-    return most
-
-
-def arm_figures(arm: Arm, repetitions: Sequence[Repetition]) -> dict[str, Any]:
+def arm_figures(arm: Arm, repetitions: Sequence[Outcome]) -> dict[str, Any]:
     """Everything about one arm."""
-    names = [each.session for each in repetitions[0]] if repetitions else []
-    overlaps = [found for each in repetitions if (found := overlap(each)) is not None]
+    names = repetitions[0].sessions if repetitions else ()
+    overlaps = [each.overlap_of_peaks for each in repetitions if each.overlap_of_peaks is not None]
     return {
         "arm": arm.value,
         "meaning": MEANING[arm],
         "repetitions": len(repetitions),
-        "all_survived": _share(repetitions, _all_survived),
+        "all_survived": _share(repetitions),
         "overlap_of_peaks": estimate(overlaps),
-        "most_held_bytes": estimate([float(most_held_bytes(each)) for each in repetitions]),
-        "sessions": [_session_figures(number, repetitions) for number in range(len(names))],
+        "most_held_bytes": estimate([float(each.most_held_bytes) for each in repetitions]),
+        "sessions": [
+            _session_figures([each.sessions[number] for each in repetitions]) for number in range(len(names))
+        ],
     }
 
 
-def _session_figures(number: int, repetitions: Sequence[Repetition]) -> dict[str, Any]:
-    mine = [each[number] for each in repetitions]
-    steps = [each.step_us for each in mine]
-
-    def of_steps(share: float) -> Estimate:
-        return estimate([found for each in steps if (found := percentile(each, share)) is not None])
+def _session_figures(mine: Sequence[Figures]) -> dict[str, Any]:
+    def over(figure: Figure) -> Estimate:
+        return estimate([found for each in mine if (found := figure(each)) is not None])
 
     return {
         "session": mine[0].session,
         "priority": mine[0].priority,
         "survived": sum(each.survived for each in mine) / len(mine),
         "agent_survived": sum(each.completed_us is not None for each in mine) / len(mine),
-        "calls_ended_well": sum(sum(call.status == 0 for call in each.calls) for each in mine),
+        "calls_ended_well": sum(each.calls_ended_well for each in mine),
         "calls_recorded": sum(each.calls_recorded for each in mine),
-        "calls_refused": sum(call.tries - 1 for each in mine for call in each.calls),
-        "completed_us": estimate(
-            [float(took_us) for each in mine if (took_us := _took_us(each)) is not None]
+        "calls_refused": sum(each.calls_refused for each in mine),
+        "completed_us": over(lambda each: each.took_us),
+        "step_p50_us": over(lambda each: each.step_p50_us),
+        "step_p95_us": over(lambda each: each.step_p95_us),
+        "step_p99_us": over(lambda each: each.step_p99_us),
+        "step_most_us": max(
+            (each.step_most_us for each in mine if each.step_most_us is not None), default=None
         ),
-        "step_p50_us": of_steps(0.5),
-        "step_p95_us": of_steps(0.95),
-        "step_p99_us": of_steps(0.99),
-        "step_most_us": max((max(each) for each in steps if each), default=None),
     }
 
 
-def _share(repetitions: Sequence[Repetition], holds: Callable[[Repetition], bool]) -> float:
-    return sum(map(holds, repetitions)) / len(repetitions) if repetitions else 0.0
+def _share(repetitions: Sequence[Outcome]) -> float:
+    return sum(each.all_survived for each in repetitions) / len(repetitions) if repetitions else 0.0
 
 
 # ---- what they say
@@ -154,47 +104,34 @@ class Score:
     low_time: Estimate
 
 
-def scores(played: Mapping[Arm, Sequence[Repetition]]) -> list[Score]:
+def scores(played: Mapping[Arm, Sequence[Outcome]]) -> list[Score]:
     """Each arm's sessions of high priority against ALONE, the others against NO_CONTROL. Arms of one repetition are compared
     with each other: whatever the machine did meanwhile met both."""
-    alone, free = played.get(Arm.ALONE, ()), played.get(Arm.NO_CONTROL, ())
+    alone = [each.sessions for each in played.get(Arm.ALONE, ())]
     # Times of a run in which somebody died are no mark.
-    whole = [each if _all_survived(each) else [] for each in free]
+    free = [each.sessions if each.all_survived else () for each in played.get(Arm.NO_CONTROL, ())]
     return [
         Score(
             arm.value,
-            _share(repetitions, _all_survived),
-            _ratios(repetitions, alone, _took_us, high=True),
-            _ratios(repetitions, alone, lambda each: percentile(each.step_us, 0.95), high=True),
-            _ratios(repetitions, whole, _took_us, high=False),
+            _share(repetitions),
+            _ratios(repetitions, alone, lambda each: each.took_us, high=True),
+            _ratios(repetitions, alone, lambda each: each.step_p95_us, high=True),
+            _ratios(repetitions, free, lambda each: each.took_us, high=False),
         )
         for arm, repetitions in played.items()
         if arm is not Arm.ALONE
     ]
 
 
-def _all_survived(repetition: Repetition) -> bool:
-    return all(each.survived for each in repetition)
-
-
-def _took_us(played: PlayedSession) -> int | None:
-    """An agent whose call died is soon done; that is no merit."""
-    return played.completed_us if played.survived else None
-
-
 def _ratios(
-    arm: Sequence[Repetition],
-    mark: Sequence[Repetition],
-    figure: Callable[[PlayedSession], float | None],
-    *,
-    high: bool,
+    arm: Sequence[Outcome], mark: Sequence[Sequence[Figures]], figure: Figure, *, high: bool
 ) -> Estimate:
     found = []
     for mine, theirs in zip(arm, mark, strict=False):
         marks = {each.session: figure(each) for each in theirs}
         ratios = [
             value / base
-            for each in mine
+            for each in mine.sessions
             if (each.priority == HIGH) is high
             and (value := figure(each)) is not None
             and (base := marks.get(each.session))
@@ -279,13 +216,15 @@ def table(arms: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def in_short(repetition: Repetition) -> str:
+def in_short(repetition: Outcome) -> str:
     """How one repetition went, for whoever watches: time, and p50, p95 and p99 of the steps in ms."""
     return "; ".join(
         f"{each.session} "
-        + (f"{each.completed_us / 1e6:.3f} s " if each.completed_us and each.survived else "died ")
-        + "/".join(_shown(percentile(each.step_us, share), 1000) for share in (0.5, 0.95, 0.99))
-        for each in repetition
+        + (f"{each.took_us / 1e6:.3f} s " if each.took_us else "died ")
+        + "/".join(
+            _shown(step_us, 1000) for step_us in (each.step_p50_us, each.step_p95_us, each.step_p99_us)
+        )
+        for each in repetition.sessions
     )
 
 

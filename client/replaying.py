@@ -274,7 +274,7 @@ def play(recording: Recording, stage: Stage, pace: Pace, deadline_s: float = 360
                 ours, theirs = socket.socketpair()
                 starts.append(ours)
                 with theirs, errors_of(results).open("wb") as errors:
-                    agent = subprocess.Popen(words, stdin=theirs, stderr=errors)
+                    agent = subprocess.Popen(words, stdin=theirs.fileno(), stderr=errors)
                 agents.append((session, agent, results))
                 stage.place(session, agent.pid)
             begin_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000 + HEAD_START_US

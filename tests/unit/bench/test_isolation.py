@@ -1,6 +1,9 @@
 """What an isolation run says: figures from what was played, and sentences from figures."""
 
+import dataclasses
+import json
 import statistics
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -16,13 +19,13 @@ from bench.isolation_figures import (
     arm_figures,
     estimate,
     is_as_good,
-    most_held_bytes,
-    overlap,
     score_table,
     scores,
     table,
     verdicts,
 )
+from bench.isolation_outcomes import Outcome, most_held_bytes, outcome_of, overlap
+from bench.spawning import BenchError
 
 MIB = 1 << 20
 
@@ -74,6 +77,10 @@ def test_alone_nothing_overlaps() -> None:
     assert overlap(trio(1, 1)[:1]) is None
 
 
+def outcomes(arms: dict[Arm, list[list[PlayedSession]]]) -> dict[Arm, list[Outcome]]:
+    return {arm: [outcome_of(each) for each in repetitions] for arm, repetitions in arms.items()}
+
+
 def test_a_product_that_keeps_its_promises_says_so_and_names_who_else_does() -> None:
     arms = {
         Arm.ALONE: [trio(100, None)[:1]] * 3,
@@ -83,7 +90,7 @@ def test_a_product_that_keeps_its_promises_says_so_and_names_who_else_does() -> 
         Arm.PRODUCT_CGROUP: [trio(102, 250)] * 3,
         Arm.PRODUCT: [trio(101, 250)] * 3,
     }
-    found = scores(arms)
+    found = scores(outcomes(arms))
     by_name = {each.arm: each for each in found}
     assert by_name["agentcgroup"] == score("agentcgroup", 1.0, 1.01, 1.0, 1.25, n=3)
     told = verdicts(found)
@@ -92,7 +99,7 @@ def test_a_product_that_keeps_its_promises_says_so_and_names_who_else_does() -> 
         "'memory.low' is as good as agentcgroup here: use that.",
         "The kernel half makes no difference here.",
     ]
-    lines = table([arm_figures(arm, played) for arm, played in arms.items()])
+    lines = table([arm_figures(arm, played) for arm, played in outcomes(arms).items()])
     assert len(lines) == 1 + 1 + 5 * 2
     assert "50%" in lines[2]
     assert "1.250 (1.250-1.250)" in score_table(found)[-1]
@@ -105,7 +112,7 @@ def test_arms_are_compared_repetition_by_repetition() -> None:
         Arm.NO_CONTROL: [trio(100, 100), trio(200, None), trio(100, 100)],
         Arm.PRODUCT: [trio(101, 150), trio(202, 900), trio(101, 150)],
     }
-    product = {each.arm: each for each in scores(arms)}["agentcgroup"]
+    product = {each.arm: each for each in scores(outcomes(arms))}["agentcgroup"]
     assert product.high_time == Estimate(1.01, 1.01, 1.01, 3)
     # And where somebody died without control there is no mark for those of low priority.
     assert product.low_time == Estimate(1.5, 1.5, 1.5, 2)
@@ -115,9 +122,9 @@ def test_who_is_soon_done_because_its_call_died_has_no_time() -> None:
     lost = trio(60, 100)
     lost[0].calls = [PlayedCall("c", 0, 1, 137, 1)]
     arms = {Arm.ALONE: [trio(100, None)[:1]], Arm.MEMORY_HIGH: [lost]}
-    (found,) = scores(arms)
+    (found,) = scores(outcomes(arms))
     assert found.high_time == Estimate(None) and found.all_survived == 0
-    assert arm_figures(Arm.MEMORY_HIGH, [lost])["sessions"][0]["completed_us"] == Estimate(None)
+    assert arm_figures(Arm.MEMORY_HIGH, [outcome_of(lost)])["sessions"][0]["completed_us"] == Estimate(None)
 
 
 def test_a_product_that_misses_says_that() -> None:
@@ -126,7 +133,7 @@ def test_a_product_that_misses_says_that() -> None:
         Arm.NO_CONTROL: [trio(100, None)] * 2,
         Arm.PRODUCT: [trio(150, 200, 2000), trio(150, None, 2000)],
     }
-    told = verdicts(scores(arms))
+    told = verdicts(scores(outcomes(arms)))
     assert told == [
         "MISSED: share of repetitions in which everybody lived: 0.500, to be at least 1",
         "MISSED: time of high priority against alone: 1.500 (95%: 1.500-1.500, n=2), to be at most 1.02",
@@ -152,6 +159,30 @@ def test_who_lets_sessions_die_is_not_as_good() -> None:
     assert is_as_good(score("x", 1.0, 1.015, None, 1.2), product)
     assert not is_as_good(score("x", 0.9, 1.0, 1.0, 1.2), product)
     assert not is_as_good(score("x", 1.0, 1.03, 1.0, 1.2), product)
+
+
+def test_a_measurement_goes_on_where_it_stopped_and_not_with_another(tmp_path: Path) -> None:
+    head = {"kernel": "7.3", "cpus": 1, "recording": {"name": "r"}, "pace": {"speed": 50.0}}
+    before = outcome_of([played("high", 100, [7, 9], (100, 200), True)])
+    scene = {
+        "memory_bytes": 5,
+        "orders": [["alone"]],
+        "took_s": 2.5,
+        "played": {"alone": [dataclasses.asdict(before)]},
+    }
+    path = tmp_path / "isolation-r.json"
+    path.write_text(json.dumps({**head, "scenes": [scene]}))
+    (begun,) = isolation.begun_scenes(path, head, [5], [Arm.ALONE])
+    assert (begun.played, begun.orders, begun.took_s) == ({Arm.ALONE: [before]}, [[Arm.ALONE]], 2.5)
+    (anew,) = isolation.begun_scenes(None, head, [5], [Arm.ALONE])
+    assert (anew.played, anew.orders) == ({Arm.ALONE: []}, [])
+    with pytest.raises(BenchError, match="its kernel is 7.3, and here it is 6.18"):
+        isolation.begun_scenes(path, {**head, "kernel": "6.18"}, [5], [Arm.ALONE])
+    with pytest.raises(BenchError, match="other limits or arms"):
+        isolation.begun_scenes(path, head, [6], [Arm.ALONE])
+    path.write_text("{}")
+    with pytest.raises(BenchError, match="no result to go on with"):
+        isolation.begun_scenes(path, head, [5], [Arm.ALONE])
 
 
 def test_needs_are_those_of_agent_and_calls_at_one_moment() -> None:
