@@ -104,7 +104,8 @@ def _unreachable(socket_path: str) -> ClientError:
     except FileNotFoundError:
         return Unreachable(
             f"there is no socket {socket_path}",
-            "Start agentcgroupd, or name the right socket; inside a sandbox, bind-mount the session's directory",
+            "Start agentcgroupd, or name the right socket. An agent needs a session around it:"
+            " `agentcg session run NAME -- AGENT`, in a sandbox the session's directory bind-mounted",
         )
     except PermissionError:
         owner = _owner_of(socket_path)

@@ -64,17 +64,21 @@ static void without_answer(const struct options *options, const char *cause)
 	const char *consequence = options->run_if_unreachable
 	                                  ? "running without limits"
 	                                  : "not run; --if-unreachable run would run it without limits";
+	const char *next_step = "check that this is inside a session (agentcg session run NAME -- AGENT; a container needs its "
+				"sockets mounted) and that agentcgroupd runs (agentcg check)";
 
 	answer.used = 0;
 	if (options->json) {
 		struct reply reply = {.call = "", .message = cause, .suggestion = "", .reason = ""};
 
 		if (!options->run_if_unreachable)
-			reply.suggestion = "check that agentcgroupd runs and that the session exists: agentcg check";
+			reply.suggestion = next_step;
 		write_json("unreachable", &reply, false, options->run_if_unreachable ? -1 : EXIT_UNREACHABLE);
 	} else {
 		complain(options->command[0], ": ", consequence, ": no answer from the daemon at ", options->session_dir,
 		         "/" SOCKET_NAME ": ", cause, NULL);
+		if (!options->run_if_unreachable)
+			complain(next_step, NULL);
 	}
 	if (!options->run_if_unreachable)
 		exit(EXIT_UNREACHABLE);

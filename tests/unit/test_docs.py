@@ -10,7 +10,9 @@ import pytest
 from agentcgroup.client.cli.__main__ import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(page for folder in (".", "docs", "dashboards") for page in (ROOT / folder).glob("*.md"))
+PAGES = sorted(
+    page for folder in (".", "bpf", "dashboards", "docs") for page in (ROOT / folder).glob("*.md")
+)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
