@@ -5,7 +5,7 @@ import functools
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from bench.figures import percentile
 from bench.kernel_part import Figures, Part, spread
 from bench.report import Target
 from bench.spawning import build_one
+from bench.spinning import make, spinning, usage_us
 from bench.wakeups import latencies_us, traced
 
 OURS: Final = "agentcgroup"
@@ -23,7 +24,6 @@ SCHEDULERS: Final = (OURS, KERNEL)
 MEASURED_S: Final = 3.0
 # 10 ms apart.
 WAKE_UPS: Final = 200
-SPIN: Final = ("/bin/sh", "-c", "while :; do :; done")
 SESSIONS: Final = {
     "a": (100, {"x": 100, "y": 300}),
     "b": (200, {"x": 50, "y": 100, "z": 50}),
@@ -35,42 +35,12 @@ HOGS: Final = 8
 HOG_CALLS: Final = {"wake_up": HOGS, "wake_up_one": 1}
 
 
-def make(path: Path, weight: int = 100, *, is_inner: bool = False) -> Path:
-    path.mkdir()
-    (path / "cpu.weight").write_text(str(weight))
-    if is_inner:
-        (path / "cgroup.subtree_control").write_text("+cpu")
-    return path
-
-
-@contextlib.contextmanager
-def spinning(places: dict[Path, int]) -> Iterator[None]:
-    """So many endless loops in each cgroup."""
-    children = []
-    try:
-        for group, count in places.items():
-            for _ in range(count):
-                child = subprocess.Popen(SPIN)
-                children.append(child)
-                (group / "cgroup.procs").write_text(str(child.pid))
-        yield
-    finally:
-        for child in children:
-            child.kill()
-        for child in children:
-            child.wait()
-
-
 def used_s(groups: list[Path], measured_s: float) -> dict[Path, float]:
     """CPU time of each over `measured_s`, after a second in which all of them start."""
-
-    def read(group: Path) -> float:
-        return int((group / "cpu.stat").read_text().split()[1]) / 1e6
-
     time.sleep(1)
-    before = {group: read(group) for group in groups}
+    before = {group: usage_us(group) for group in groups}
     time.sleep(measured_s)
-    return {group: read(group) - before[group] for group in groups}
+    return {group: (usage_us(group) - before[group]) / 1e6 for group in groups}
 
 
 def shares(ground: Path, measured_s: float) -> dict[str, Any]:

@@ -9,8 +9,6 @@ import contextlib
 import os
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +21,7 @@ from agentcgroup.client import Call, OperatorClient
 from bench import spawning, subject
 from bench.kernel_part import Figures, Part, spread
 from bench.report import Target
+from bench.shell import AgentShell
 
 MIB: Final = 1 << 20
 TOOL_MIB: Final = 64
@@ -32,7 +31,6 @@ SECONDS: Final = 10
 WITHIN_S: Final = 120.0
 MOST_BEFORE_BYTES: Final = 1_000_000
 SESSION: Final = "door"
-LAUNCHER: Final = Path(sys.executable).parent / "agentcg"
 _LOST: Final = re.compile(r'^agentcgroup_kernel_events_lost_total\{kind="(\w+)"\} ([0-9.e+]+)$', re.M)
 
 
@@ -46,45 +44,13 @@ class Tool:
     before_bytes: int | None
 
 
-class Agent:
-    """A shell whose tools become calls."""
+class Agent(AgentShell):
+    """Its tools become calls."""
 
     def __init__(self, daemon: subject.Subject, operator: OperatorClient) -> None:
         self.daemon, self.operator = daemon, operator
         self.leaf = daemon.root / SESSION / "agent"
-        command = [
-            "session",
-            "run",
-            SESSION,
-            "--memory",
-            subject.MEMORY,
-            "--transparent",
-            "all,exclude=spawner",
-        ]
-        self._shell = subprocess.Popen(
-            [str(LAUNCHER), *command, "--", "bash"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"AGENTCGROUP_OPERATOR_SOCKET": str(daemon.operator_socket)},
-        )
-        self.run(":")
-
-    def begin(self, script: str) -> None:
-        assert self._shell.stdin is not None
-        self._shell.stdin.write(f"{script}\n")
-        self._shell.stdin.flush()
-
-    def run(self, script: str) -> list[str]:
-        """Until it has ended; the lines that it wrote."""
-        assert self._shell.stdout is not None
-        self.begin(f"{script}\necho '=end='")
-        lines: list[str] = []
-        while (line := self._shell.stdout.readline().rstrip("\n")) != "=end=":
-            if not line and self._shell.poll() is not None:
-                raise spawning.BenchError("the agent has ended")
-            lines.append(line)
-        return lines
+        super().__init__(daemon.operator_socket, SESSION, memory=subject.MEMORY, rule="all,exclude=spawner")
 
     def told(self) -> tuple[int, int]:
         """How many were placed, and how many had ended before."""
@@ -105,9 +71,6 @@ class Agent:
                 return calls[0]
             time.sleep(0.02)
         return None
-
-    def end(self) -> None:
-        self._shell.communicate("exit\n", timeout=WITHIN_S)
 
 
 @contextlib.contextmanager
@@ -158,8 +121,8 @@ def at_rate(agent: Agent, programs: spawning.Programs) -> dict[str, Any]:
     """200 execs a second for ten seconds: every one is told, none is lost."""
     daemon = agent.daemon
     before, cpu_s = agent.told(), daemon.cpu_s()
-    rows = agent.run(f"{programs.spawner} rate {PER_SECOND} {SECONDS} {programs.tiny}")
-    load = spawning.read_load([row.split("\t") for row in rows])
+    said = agent.run(f"{programs.spawner} rate {PER_SECOND} {SECONDS} {programs.tiny}")
+    load = spawning.read_load([row.split("\t") for row in said.splitlines()])
     ended_at = time.monotonic()
     agent.await_told(sum(before) + load.started)
     placed, missed = (now - then for now, then in zip(agent.told(), before, strict=True))

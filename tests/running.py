@@ -13,10 +13,9 @@ from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupGone
 from agentcgroup.cgroups.membership import cgroup2_mount
 from agentcgroup.client import OperatorClient
+from bench.shell import LAUNCHER as LAUNCHER
 
 START_DEADLINE_S = 60.0
-
-LAUNCHER = Path(sys.executable).parent / "agentcg"
 
 
 class RunningDaemon:

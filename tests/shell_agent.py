@@ -1,47 +1,20 @@
-"""An agent runtime for tests: a shell in a session of its own that starts what a test tells it to."""
+"""An agent runtime for tests, with what became of the tools that it was told to start."""
 
 import contextlib
-import os
-import subprocess
 from pathlib import Path
 
 from agentcgroup.client import Call, HistoryEntry, OperatorClient
 from agentcgroup.client.errors import ClientError
-from tests.running import LAUNCHER, RunningDaemon, wait_until
+from bench.shell import AgentShell
+from tests.running import RunningDaemon, wait_until
 
 
-class Agent:
-    """`agentcg session run NAME -- bash`, its commands on standard input."""
-
+class Agent(AgentShell):
     def __init__(
         self, daemon: RunningDaemon, operator: OperatorClient, rule: str, name: str, memory: str = "2G"
     ) -> None:
         self.daemon, self.operator, self.name = daemon, operator, name
-        self.shell = subprocess.Popen(
-            [str(LAUNCHER), "session", "run", name, "--memory", memory, "--transparent", rule, "--", "bash"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"AGENTCGROUP_OPERATOR_SOCKET": str(daemon.operator_socket)},
-        )
-        self.run(":")
-
-    def run(self, script: str) -> str:
-        """Runs `script` to its end; what it said."""
-        assert self.shell.stdin is not None and self.shell.stdout is not None
-        self.shell.stdin.write(f"{script}\necho done-$?\n")
-        self.shell.stdin.flush()
-        said = ""
-        while not (line := self.shell.stdout.readline()).startswith("done-"):
-            assert line, "the agent has ended"
-            said += line
-        return said
-
-    def begin(self, script: str) -> None:
-        """As `run`, without waiting."""
-        assert self.shell.stdin is not None
-        self.shell.stdin.write(f"{script}\n")
-        self.shell.stdin.flush()
+        super().__init__(daemon.operator_socket, name, memory=memory, rule=rule)
 
     def calls(self, count: int = 1) -> list[Call]:
         """The live calls, when there are `count`."""
@@ -59,7 +32,7 @@ class Agent:
     def end(self) -> None:
         with contextlib.suppress(ClientError):
             self.operator.remove_session(self.name)
-        self.shell.communicate(timeout=30)
+        super().end()
 
 
 def cgroup_of(pid: int) -> str:

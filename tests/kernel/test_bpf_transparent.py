@@ -35,12 +35,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
 
 
 @pytest.fixture
-def operator(daemon: RunningDaemon) -> Iterator[OperatorClient]:
-    with daemon.operator() as client:
-        yield client
-
-
-@pytest.fixture
 def agent(
     daemon: RunningDaemon, operator: OperatorClient, request: pytest.FixtureRequest
 ) -> Iterator[Agent]:
@@ -123,7 +117,7 @@ def test_whatever_way_a_tool_comes_it_is_a_call_of_its_own(agent: Agent, tmp_pat
     agent.begin(f"printf 'cd /; /bin/cat {gate}\\n/bin/sort {gate}\\n' | /bin/bash")
     assert seen() == ("/bin/cat", str(gate))
     assert seen() == ("/bin/sort", str(gate))
-    enter = ["nsenter", "--target", str(agent.shell.pid), "--all", "--join-cgroup", "/bin/cat", str(gate)]
+    enter = ["nsenter", "--target", str(agent.pid), "--all", "--join-cgroup", "/bin/cat", str(gate)]
     with subprocess.Popen(enter) as entered:
         assert seen() == ("/bin/cat", str(gate))
         assert entered.wait(60) == 0
@@ -159,8 +153,8 @@ def test_the_daemon_that_ends_frees_who_is_held(tmp_path_factory: pytest.TempPat
         assert daemon.process is not None
         daemon.process.kill()
         daemon.process.wait(30)
-        assert agent.shell.stdout is not None and agent.shell.stdin is not None
-        while agent.shell.stdout.readline() != "over\n":
+        assert agent.process.stdout is not None and agent.process.stdin is not None
+        while agent.process.stdout.readline() != "over\n":
             pass
-        agent.shell.stdin.close()
-        agent.shell.wait(30)
+        agent.process.stdin.close()
+        agent.process.wait(30)

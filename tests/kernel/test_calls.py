@@ -43,12 +43,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
 
 
 @pytest.fixture
-def operator(daemon: RunningDaemon) -> Iterator[OperatorClient]:
-    with daemon.operator() as client:
-        yield client
-
-
-@pytest.fixture
 def session(operator: OperatorClient, request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"k{abs(hash(request.node.name)) % 10**8}"
     operator.create_session(name, memory="800M", agent_memory="100M")

@@ -40,12 +40,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
 
 
 @pytest.fixture
-def operator(daemon: RunningDaemon) -> Iterator[OperatorClient]:
-    with daemon.operator() as client:
-        yield client
-
-
-@pytest.fixture
 def sessions(operator: OperatorClient) -> Iterator[None]:
     for name, priority in (("top", Priority.HIGH), ("low", Priority.LOW)):
         operator.create_session(name, memory="390M", agent_memory="10M", priority=priority)

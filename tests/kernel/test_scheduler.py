@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from agentcgroup.bpf.scheduler import CpuScheduler, ForeignScheduler, LatencyClass
+from bench.spinning import end, make, spin, usage_us
 from tests.running import wait_until
-from tests.spinning import end, make, spin, usage_us
 
 pytestmark = pytest.mark.kernel
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from agentcgroup.bpf.scheduler import CpuScheduler
+from bench.spinning import SPIN, end, usage_us
 from tests.running import wait_until
-from tests.spinning import SPIN, end, usage_us
 
 pytestmark = pytest.mark.kernel
 

@@ -11,8 +11,8 @@ from agentcgroup.bpf.scheduler import CpuScheduler, SchedulerMode, attached_sche
 from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
 from agentcgroup.daemon.model import SchedulerState, SchedulerStatus
+from bench.spinning import end, make, spin
 from tests.running import wait_until
-from tests.spinning import end, make, spin
 
 pytestmark = pytest.mark.kernel
 

@@ -13,6 +13,7 @@ from agentcgroup.bpf.lifecycle import Lifecycle
 from agentcgroup.bpf.records import Exec, Record
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.scratch import scratch_cgroup
+from bench.shell import Shell
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="making cgroups and loading programs needs root"),
@@ -24,23 +25,12 @@ pytestmark = [
 BOTH = DoorSource.AGENT | DoorSource.OUTSIDE
 
 
-class Runtime:
+class Runtime(Shell):
     """A shell that plays the agent runtime: this process, which plays the daemon, moves it in."""
 
     def __init__(self, cgroup: Cgroup) -> None:
-        self.shell = subprocess.Popen(["bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        cgroup.place(self.shell.pid)
-
-    def run(self, script: str) -> None:
-        """Runs `script` and waits for its end."""
-        assert self.shell.stdin is not None and self.shell.stdout is not None
-        self.shell.stdin.write(f"{script}\necho done\n")
-        self.shell.stdin.flush()
-        while self.shell.stdout.readline() != "done\n":
-            pass
-
-    def end(self) -> None:
-        self.shell.communicate("exit\n", timeout=30)
+        super().__init__()
+        cgroup.place(self.pid)
 
 
 class Door:
@@ -87,10 +77,10 @@ def test_a_child_of_the_runtime_is_told_with_all_that_a_rule_needs(door: Door, r
     runtime.run("/bin/echo 'two words' >/dev/null")
     (seen,) = door.told()
     assert seen.flags == ExecFlag.AT_DOOR
-    assert seen.parent_pid == runtime.shell.pid
+    assert seen.parent_pid == runtime.pid
     assert seen.filename == b"/bin/echo" and seen.arguments == (b"/bin/echo", b"two words")
     # A shell without job control keeps what it starts in its own group.
-    assert seen.process_group == seen.parent_process_group == os.getpgid(runtime.shell.pid)
+    assert seen.process_group == seen.parent_process_group == os.getpgid(runtime.pid)
 
 
 def test_the_runtime_s_own_execs_are_nobody_s_business(cgroup: Cgroup, door: Door) -> None:
@@ -104,7 +94,7 @@ def test_who_was_there_before_the_account_is_the_runtime(cgroup: Cgroup) -> None
     runtime = Runtime(cgroup)
     door = Door(cgroup, BOTH)
     runtime.run("/bin/true")
-    runtime.shell.communicate("exec /bin/cat </dev/null\n", timeout=30)
+    runtime.process.communicate("exec /bin/cat </dev/null\n", timeout=30)
     names = door.names()
     door.lifecycle.close()
     assert names == ["true"]

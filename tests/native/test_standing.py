@@ -30,12 +30,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
 
 
 @pytest.fixture
-def operator(daemon: RunningDaemon) -> Iterator[OperatorClient]:
-    with daemon.operator() as client:
-        yield client
-
-
-@pytest.fixture
 def session(operator: OperatorClient, request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"g{abs(hash(request.node.name)) % 10**8}"
     operator.create_session(name, memory=BUDGET)

@@ -36,12 +36,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
 
 
 @pytest.fixture
-def operator(daemon: RunningDaemon) -> Iterator[OperatorClient]:
-    with daemon.operator() as client:
-        yield client
-
-
-@pytest.fixture
 def agent(
     daemon: RunningDaemon, operator: OperatorClient, request: pytest.FixtureRequest
 ) -> Iterator[Agent]:
@@ -58,7 +52,7 @@ def test_a_command_of_the_agent_is_a_call_without_having_asked(agent: Agent) -> 
     assert call.intent.command == ("/bin/sleep", "30")
     assert call.placement_delay_ms is not None and not call.was_held
     assert cgroup_of(call.pid).endswith(f"/{agent.name}/calls/{call.id}")
-    assert cgroup_of(agent.shell.pid).endswith(f"/{agent.name}/agent")
+    assert cgroup_of(agent.pid).endswith(f"/{agent.name}/agent")
     os.kill(call.pid, signal.SIGTERM)
     (entry,) = agent.ended()
     assert (entry.report.verdict, entry.report.signal) == (Verdict.SIGNAL, signal.SIGTERM)
@@ -120,7 +114,7 @@ def test_a_pipeline_is_one_call_with_the_status_of_its_last_process(agent: Agent
 
 
 def test_two_commands_at_once_are_two_calls(agent: Agent) -> None:
-    agent.begin("/bin/sleep 20 & /bin/sleep 21 & wait; echo done-0")
+    agent.begin("/bin/sleep 20 & /bin/sleep 21 & wait")
     assert sorted(call.intent.command for call in agent.calls(2)) == [
         ("/bin/sleep", "20"),
         ("/bin/sleep", "21"),
@@ -157,7 +151,7 @@ def test_what_enters_a_containers_namespaces_and_not_its_cgroup_is_a_call(agent:
     agent.begin("exec unshare --mount bash")
     agent.run(":")
     agent.operator.update_session(agent.name, transparent="all")
-    entering = ["nsenter", "--target", str(agent.shell.pid), "--mount"]
+    entering = ["nsenter", "--target", str(agent.pid), "--mount"]
     own = cgroup_of(os.getpid())
     subprocess.run(["sh", "-c", "sleep 0.2"], check=True, timeout=30)
     with subprocess.Popen([*entering, "sh", "-c", "sleep 30; :"]) as entered:
@@ -176,7 +170,7 @@ def test_what_enters_a_containers_namespaces_and_not_its_cgroup_is_a_call(agent:
 
 def test_what_the_process_had_forked_comes_along(agent: Agent) -> None:
     # A shell with a child of its own that becomes another program in place.
-    agent.begin("(/bin/true & exec -a first bash -c 'exec sleep 30') & wait; echo done-0")
+    agent.begin("(/bin/true & exec -a first bash -c 'exec sleep 30') & wait")
     (call,) = agent.calls()
     assert cgroup_of(call.pid).endswith(call.id)
 
@@ -209,7 +203,7 @@ def test_a_refused_command_runs_on_and_the_agent_is_told(agent: Agent) -> None:
     agent.begin("/bin/sleep 20 &")
     agent.calls()
     with Ear(Client(agent.daemon.session_dir(agent.name))) as ear:
-        agent.begin("/bin/sh -c 'sleep 0.5; echo still' > /dev/null; echo done-0")
+        agent.begin("/bin/sh -c 'sleep 0.5; echo still' > /dev/null")
         told = ear.wait(lambda message: "without limits of its own" in message.message, what="the word")
     assert "sleep 0.5" in told.message
     agent.run(":")

@@ -1,6 +1,8 @@
-"""Processes that do nothing but use the CPU, in cgroups with a weight, for tests on a real kernel."""
+"""Processes that do nothing but use the CPU, in cgroups with a weight."""
 
+import contextlib
 import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -8,6 +10,7 @@ SPIN: Final = ("/bin/sh", "-c", "while :; do :; done")
 
 
 def make(path: Path, weight: int = 100, *, is_inner: bool = False) -> Path:
+    """A new cgroup; `is_inner`: its children have the cpu controller."""
     path.mkdir()
     (path / "cpu.weight").write_text(str(weight))
     if is_inner:
@@ -19,17 +22,30 @@ def spin(group: Path, count: int = 2) -> list["subprocess.Popen[bytes]"]:
     started = []
     for _ in range(count):
         child = subprocess.Popen(SPIN)
-        (group / "cgroup.procs").write_text(str(child.pid))
         started.append(child)
+        (group / "cgroup.procs").write_text(str(child.pid))
     return started
 
 
-def end(children: list["subprocess.Popen[bytes]"]) -> None:
+def end(children: Sequence["subprocess.Popen[bytes]"]) -> None:
     for child in children:
         child.kill()
     for child in children:
         child.wait(timeout=60)
 
 
+@contextlib.contextmanager
+def spinning(places: Mapping[Path, int]) -> Iterator[None]:
+    """So many endless loops in each cgroup."""
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for group, count in places.items():
+            children += spin(group, count)
+        yield
+    finally:
+        end(children)
+
+
 def usage_us(group: Path) -> int:
+    """CPU time of the cgroup so far, cpu.stat."""
     return int((group / "cpu.stat").read_text().split()[1])
