@@ -7,11 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { BURST = 64 << 10, PAGE = 4096 };
+#include "take.h"
+
+enum { BURST = 64 << 10 };
 
 struct seen {
 	volatile unsigned long long high_ns, alive_ns;
@@ -23,17 +24,6 @@ static unsigned long long now_ns(void)
 
 	clock_gettime(CLOCK_BOOTTIME, &now);
 	return now.tv_sec * 1000000000ULL + now.tv_nsec;
-}
-
-static void touch(size_t bytes)
-{
-	char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	if (memory == MAP_FAILED)
-		exit(1);
-	madvise(memory, bytes, MADV_NOHUGEPAGE);
-	for (size_t at = 0; at < bytes; at += PAGE)
-		memory[at] = 1;
 }
 
 static int has_reached_high(int events)
@@ -72,13 +62,13 @@ int main(int count, char **arguments)
 	events = open(path, O_RDONLY);
 	if (events < 0)
 		return 5;
-	touch(strtoul(arguments[1], NULL, 10) << 20);
+	take(strtoul(arguments[1], NULL, 10) << 20, MADV_NOHUGEPAGE);
 	left = strtoul(arguments[2], NULL, 10) << 20;
 	rate = strtod(arguments[3], NULL);
 	begun_ns = now_ns();
 	while (bytes < left) {
 		before_ns = now_ns();
-		touch(BURST);
+		take(BURST, MADV_NOHUGEPAGE);
 		bytes += BURST;
 		seen->alive_ns = now_ns();
 		if (!seen->high_ns && has_reached_high(events))

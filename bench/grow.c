@@ -6,22 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
-enum { PAGE = 4096 };
-
-static char *take(size_t bytes, int advice)
-{
-	char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	if (memory == MAP_FAILED)
-		exit(1);
-	madvise(memory, bytes, advice);
-	for (size_t at = 0; at < bytes; at += PAGE)
-		memory[at] = 1;
-	return memory;
-}
+#include "take.h"
 
 static void rest(long ms)
 {
@@ -37,7 +24,6 @@ int main(int count, char **arguments)
 	long pause_ms;
 	char *memory;
 
-	/* Without huge pages there are the most charges for the memory. */
 	if (count == 2 && !strcmp(arguments[1], "endless"))
 		for (;;)
 			take(1 << 20, MADV_NOHUGEPAGE);
