@@ -24,8 +24,13 @@ def priorities(client: OperatorClient, sessions: Iterable[str]) -> dict[str, str
 def recording_of(
     entries: Iterable[HistoryEntry], priority_of: Mapping[str, str], note: str = ""
 ) -> Recording:
-    """`entries`, in any order, as a recording that begins with the first call."""
+    """`entries`, in any order, as a recording that begins with the first call.
+
+    Calls inside another one of them are left out: what they took is in its counters, and would be played twice.
+    """
     begun = [each for each in entries if each.report.started_at is not None]
+    ids = {each.report.call_id for each in begun}
+    begun = [each for each in begun if each.parent_call_id not in ids]
     starts = [
         each.report.started_at.timestamp() * 1000 for each in begun if each.report.started_at is not None
     ]

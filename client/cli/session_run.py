@@ -38,6 +38,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "The agent runs as whoever called sudo, or as --user; it finds in its environment\n"
         "  AGENTCGROUP_SESSION_DIR   the session's sockets, for agentcg run, agentcg limits and the SDK\n"
         "  AGENTCGROUP_SESSION       the session's name\n"
+        "  AGENTCGROUP_FEEDBACK      a file with what is happening to its calls\n"
         "  AGENTCGROUP_MEMORY_BYTES  memory of the session in all\n"
         "  AGENTCGROUP_CPU_MILLI     CPU it can get, in thousandths of a core\n"
         "  AGENTCGROUP_LAUNCHER      the path of agentcg",
@@ -103,6 +104,7 @@ def _run(arguments: argparse.Namespace) -> int:
     environment = identity.environment_of(user, outside, os.getuid()) | {
         places.SESSION_DIR_VARIABLE: session.socket_dir,
         "AGENTCGROUP_SESSION": session.name,
+        "AGENTCGROUP_FEEDBACK": os.path.join(session.socket_dir, "feedback.json"),
         "AGENTCGROUP_CPU_MILLI": str(limits.cpu_available_milli),
         "AGENTCGROUP_LAUNCHER": launcher,
     }

@@ -264,6 +264,20 @@ def test_an_export_has_what_the_history_knows_and_no_command_line() -> None:
     assert "password" not in file.getvalue() and first.intent == {"memory_bytes": 5}
 
 
+def test_what_a_nested_call_took_is_not_played_twice() -> None:
+    def entry(call_id: str, parent: str) -> HistoryEntry:
+        usage = Usage(memory_peak_bytes=8 * MIB)
+        report = Report(
+            call_id, "web", Verdict.OK, usage=usage, started_at=datetime.now(UTC), duration_ms=99
+        )
+        return HistoryEntry(report, Intent(), Limits(), None, parent_call_id=parent)
+
+    entries = [entry("inner", "middle"), entry("middle", "outer"), entry("outer", ""), entry("left", "gone")]
+    made = exporting.recording_of(entries, {})
+    # Of a parent that is not there nothing is in the recording, so its child stands for itself.
+    assert [each.call for each in made.calls] == ["outer", "left"]
+
+
 def test_samples_of_the_history_become_a_curve_that_reaches_the_kernels_peak() -> None:
     usage = Usage(memory_peak_bytes=9 * MIB)
     report = Report("c1", "web", Verdict.OK, usage=usage, started_at=datetime.now(UTC), duration_ms=99)

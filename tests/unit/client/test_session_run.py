@@ -100,8 +100,11 @@ def test_a_label_that_is_given_goes_before_that_of_the_work_tree(
 
 
 def test_the_agent_finds_the_launcher_and_nothing_of_the_operators(run: Run) -> None:
-    done = run("s", "--", "sh", "-c", 'echo "$AGENTCGROUP_LAUNCHER|$AGENTCGROUP_OPERATOR_SOCKET|$PATH"')
-    launcher, socket, path = done.stdout.strip().split("|")
+    names = ("LAUNCHER", "OPERATOR_SOCKET", "SESSION_DIR", "FEEDBACK")
+    told = "|".join(f"$AGENTCGROUP_{name}" for name in names)
+    done = run("s", "--", "sh", "-c", f'echo "{told}|$PATH"')
+    launcher, socket, session_dir, feedback, path = done.stdout.strip().split("|")
+    assert feedback == f"{session_dir}/feedback.json"
     assert os.access(launcher, os.X_OK) and Path(launcher).name == "agentcg"
     assert (socket, path) == ("", os.environ["PATH"])
 
