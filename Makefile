@@ -165,7 +165,7 @@ install: dist ## Install for this host, or upgrade: PREFIX=/opt/agentcgroup, com
 	@ln -sf $(PREFIX)/bin/agentcg $(PREFIX)/bin/agentcgroupd $(BINDIR)/
 	@install -D -m 644 $(PACKAGE)/daemon/agentcgroup.service $(UNITDIR)/agentcgroup.service
 	@[ -e $(CONFDIR)/agentcgroup.toml ] || install -D -m 644 $(PACKAGE)/daemon/agentcgroup.toml $(CONFDIR)/agentcgroup.toml
-	@echo "installed. What this host can enforce: agentcgroupd --check-host. To start: systemctl daemon-reload && systemctl enable --now agentcgroup"
+	@echo "installed. What this host can enforce: agentcgroupd --check-host. To start: systemctl daemon-reload && systemctl enable --now agentcgroup; after an upgrade: systemctl restart agentcgroup"
 
 .PHONY: clean
 clean: ## Remove everything that is built here, the guest's cache excepted
