@@ -20,6 +20,7 @@ CALL_ID_VARIABLE = "AGENTCGROUP_CALL_ID"
 
 
 def _parent(given: str | None) -> str:
+    """The call that was named, else the one around this process; "" for none."""
     return os.environ.get(CALL_ID_VARIABLE, "") if given is None else given
 
 
@@ -49,9 +50,9 @@ class Client:
     def close(self) -> None:
         self._channel.close()
 
-    def limits(self) -> SessionLimits:
-        """The session's true limits, what is used and what is free now."""
-        return self._channel.perform(operations.get_limits())
+    def limits(self, call_id: str | None = None) -> SessionLimits:
+        """The true limits of a live call, by default the one in which this process runs, or of the session ("")."""
+        return self._channel.perform(operations.get_limits(_parent(call_id)))
 
     def call(
         self,
@@ -139,9 +140,9 @@ class AsyncClient:
     async def close(self) -> None:
         await self._channel.close()
 
-    async def limits(self) -> SessionLimits:
-        """The session's true limits, what is used and what is free now."""
-        return await self._channel.perform(operations.get_limits())
+    async def limits(self, call_id: str | None = None) -> SessionLimits:
+        """The true limits of a live call, by default the one in which this process runs, or of the session ("")."""
+        return await self._channel.perform(operations.get_limits(_parent(call_id)))
 
     def call(
         self,

@@ -271,6 +271,8 @@ def session_limits(message: agent_pb2.GetLimitsResponse) -> values.SessionLimits
         pids_available=message.pids_available,
         level=_member(values.Level, message.level),
         not_enforced=tuple(message.not_enforced),
+        memory_max_bytes=message.memory_max_bytes,
+        call=call(message.call) if message.HasField("call") else None,
     )
 
 

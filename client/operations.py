@@ -92,8 +92,8 @@ def _nothing(_: Message) -> None:
 # ---- AgentService ----------------------------------------------------------------------------------------------------
 
 
-def get_limits() -> Operation[SessionLimits]:
-    return Operation("GetLimits", agent.GetLimitsRequest(), convert.session_limits)
+def get_limits(call_id: str) -> Operation[SessionLimits]:
+    return Operation("GetLimits", agent.GetLimitsRequest(call_id=call_id), convert.session_limits)
 
 
 def declare(intent: Intent, parent_call_id: str, wait_ms: int | None = None) -> Operation[Answer]:

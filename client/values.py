@@ -219,17 +219,20 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """The true limits of the caller's session and what one more call could be granted now."""
+    """The true limits of the caller's session, or of the `call` asked about, and what is free there now."""
 
     session: str
     budget: Budget
     priority: Priority | None
     usage: Usage
+    # At which the caller is stopped: what the session's calls may use together, or less in a call.
+    memory_max_bytes: int
     memory_available_bytes: int
     cpu_available_milli: int
     pids_available: int
     level: Level | None
     not_enforced: tuple[str, ...] = ()
+    call: Call | None = None
 
 
 @dataclass(frozen=True, slots=True)

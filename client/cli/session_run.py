@@ -128,7 +128,7 @@ def _enter(client: OperatorClient, session: Session) -> SessionLimits:
     """Reads the session's true limits over its own socket and enters its agent leaf; on failure the session is removed."""
     try:
         with Client(session.socket_dir) as agent:
-            limits = agent.limits()
+            limits = agent.limits("")
         client.place_agent(session.name, os.getpid())
         return limits
     except ClientError as error:

@@ -41,7 +41,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self._watchers.close()
 
     async def GetLimits(self, request: pb.GetLimitsRequest, context: _Context) -> pb.GetLimitsResponse:
-        limits = self._controller.limits_of(self._session)
+        limits = self._controller.limits_of(self._session, request.call_id)
         return pb.GetLimitsResponse(
             session=limits.session,
             budget=translate.write_budget(limits.budget),
@@ -52,6 +52,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             pids_available=limits.pids_available,
             level=LEVELS.number(limits.level),
             not_enforced=limits.not_enforced,
+            call=None if limits.call is None else self._written_call(limits.call),
+            memory_max_bytes=limits.memory_max_bytes,
         )
 
     async def DeclareIntent(

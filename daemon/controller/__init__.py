@@ -20,24 +20,38 @@ class Controller(Adoption):
         """Limits that this host enforces not, each with the cause."""
         return self._host.not_enforced
 
-    def limits_of(self, session: str) -> SessionLimits:
-        """The truth for the agent: what it may use, what is free now, what is not enforced."""
+    def limits_of(self, session: str, call_id: str = "") -> SessionLimits:
+        """The truth for who lives in `session`, or in a live call of it: what it may use, what is free, what is not enforced."""
         found = self._ledger.session(session)
-        available = admission.memory_available_bytes(self._session_view(found), self._host_view())
-        share = available / found.budget.calls_memory_bytes
+        call = self._ledger.live_call(session, call_id) if call_id else None
+        total, milli = found.budget.calls_memory_bytes, found.budget.cpu_milli or self._host.cpu_capacity_milli
+        milli = min(milli, self._host.cpu_capacity_milli)
         usage = self.session_usage(found)
-        cpu = self._host.cpu_capacity_milli
         pids = found.budget.pids_max if found.budget.pids_max is not None else self.config.host.pids_max
+        pids_free = [pids - (usage.pids_current or 0)]
+        if call is not None:
+            around = self.surroundings(call)
+            milli = truth.cpu_milli(call.limits, around)
+            total = truth.memory_max_bytes(call.limits, around) or total
+            for each in (self._ledger.call(session, one) for one in self._ledger.lineage(call)):
+                if each.limits.pids_max is not None:
+                    pids_free.append(each.limits.pids_max - (self.call_usage(each).pids_current or 0))
+        available = admission.memory_available_bytes(
+            self._session_view(found), self._host_view(), self._parent_view(call)
+        )
+        share = available / total
         return SessionLimits(
             session=session,
             budget=found.budget,
             priority=found.priority,
             usage=usage,
-            memory_available_bytes=available,
-            cpu_available_milli=min(cpu, found.budget.cpu_milli or cpu),
-            pids_available=max(0, pids - (usage.pids_current if usage.pids_current is not None else 0)),
+            memory_max_bytes=total,
+            memory_available_bytes=min(available, total),
+            cpu_available_milli=milli,
+            pids_available=max(0, min(pids_free)),
             level=Level.CRITICAL if share < _CRITICAL else Level.TIGHT if share < _TIGHT else Level.AMPLE,
             not_enforced=self._host.not_enforced,
+            call=call,
         )
 
     def surroundings(self, call: ToolCall) -> truth.Surroundings:

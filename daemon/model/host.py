@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from agentcgroup.daemon.model.intents import Budget
+from agentcgroup.daemon.model.live import ToolCall
 from agentcgroup.daemon.model.measures import GuardFigures
 from agentcgroup.proto.usage import Usage
 from agentcgroup.proto.words import Level, Priority, SchedulerState
@@ -30,17 +31,21 @@ class Capability:
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """The truth about a session for the agent in it: what it may use and what is free now."""
+    """The truth about a session, or a call in it, for who lives there: what it may use and what is free now."""
 
     session: str
     budget: Budget
     priority: Priority
     usage: Usage
+    # At which a call in it is stopped, whichever level does it.
+    memory_max_bytes: int
     memory_available_bytes: int
     cpu_available_milli: int
     pids_available: int
     level: Level
     not_enforced: tuple[str, ...]
+    # That was asked about; what is available is then available in it.
+    call: ToolCall | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,32 @@ async def test_an_agent_sees_the_true_limits_of_its_session(daemon: Daemon) -> N
     assert list(limits.not_enforced) == ["pids_max: no pids controller"]
 
 
+async def test_in_a_call_the_true_limits_are_those_of_the_call(daemon: Daemon) -> None:
+    await daemon.open("web", cpu_milli=1500)
+    agent = daemon.agent("web")
+    intent = t.Intent(memory_bytes=MIB, memory_max_bytes=200 * MIB, cpu_milli=500, pids_max=7)
+    begin = pb.BeginCallRequest(intent=intent, process=t.ProcessRef(pid=daemon.process("web")))
+    outer = (await agent.BeginCall(begin)).call.id
+    inside = t.ProcessRef(pid=daemon.process("web"))
+    daemon.host.calls[outer].pids.add(inside.pid)
+    begin = pb.BeginCallRequest(intent=t.Intent(memory_bytes=50 * MIB), process=inside, parent_call_id=outer)
+    inner = (await agent.BeginCall(begin)).call.id
+
+    limits = await agent.GetLimits(pb.GetLimitsRequest(call_id=outer))
+    assert (limits.call.id, limits.call.limits.memory_bytes) == (outer, MIB)
+    assert (limits.memory_max_bytes, limits.memory_available_bytes) == (200 * MIB, 150 * MIB)
+    assert (limits.cpu_available_milli, limits.pids_available) == (500, 7 - limits.call.usage.pids_current)
+
+    # What is around a call binds it, too.
+    limits = await agent.GetLimits(pb.GetLimitsRequest(call_id=inner))
+    assert (limits.memory_max_bytes, limits.memory_available_bytes) == (200 * MIB, 200 * MIB)
+    assert (limits.cpu_available_milli, limits.pids_available) == (500, 7)
+
+    await agent.FinishCall(pb.FinishCallRequest(call_id=outer))
+    error = await refusal(agent.GetLimits(pb.GetLimitsRequest(call_id=outer)))
+    assert error.code is grpc.StatusCode.FAILED_PRECONDITION
+
+
 async def test_a_call_goes_from_declared_to_reported(daemon: Daemon) -> None:
     await daemon.open("web")
     agent = daemon.agent("web")

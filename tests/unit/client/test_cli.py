@@ -250,7 +250,7 @@ def test_inside_a_session_its_own_calls_are_meant(cli: Cli, inside: ScriptedDaem
     assert inside.requests("AdjustCall")[0].intent == pb.Intent(memory_bytes=2**31)
     limits = json.loads(cli("limits", "--json")[1])
     assert limits == as_json(convert.session_limits(filled(agent.GetLimitsResponse)))
-    assert "one more call" in cli("limits")[1]
+    assert "a call inside" in cli("limits")[1]
 
 
 def test_an_agent_kills_a_call_of_its_own_without_giving_a_reason(cli: Cli, inside: ScriptedDaemon) -> None:

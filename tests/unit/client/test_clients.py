@@ -52,6 +52,10 @@ Row = tuple[str, Callable[[Any], Any], Message, type[Message], Callable[[Any], A
 AGENT_ROWS: list[Row] = [
     ("GetLimits", lambda c: c.limits(), agent.GetLimitsRequest(), agent.GetLimitsResponse, convert.session_limits),
     (
+        "GetLimits", lambda c: c.limits("c1"), agent.GetLimitsRequest(call_id="c1"), agent.GetLimitsResponse,
+        convert.session_limits,
+    ),
+    (
         "DeclareIntent", lambda c: c.declare(parent_call_id="c0", **ASKED),
         agent.DeclareIntentRequest(intent=INTENT, parent_call_id="c0"), agent.DeclareIntentResponse, _answer,
     ),
