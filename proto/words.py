@@ -54,6 +54,7 @@ class Reason(StrEnum):
     SESSION_CLOSING = "session_closing"
     HOST_DRAINING = "host_draining"
     QUEUE_FULL = "queue_full"
+    SESSION_FROZEN = "session_frozen"
 
 
 class SessionState(StrEnum):

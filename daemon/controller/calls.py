@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from agentcgroup.daemon.controller.queue import Queueing, refusal
+from agentcgroup.daemon.controller.rooms import Views
 from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import (
@@ -61,22 +62,29 @@ class Calls(Queueing):
     # ---- declare
 
     def declare(
-        self, session: str, intent: Intent, parent_id: str = "", wait_ms: int | None = None
+        self,
+        session: str,
+        intent: Intent,
+        parent_id: str = "",
+        wait_ms: int | None = None,
+        *,
+        runs_already: bool = False,
     ) -> Answer:
         """Rules on the intent; a grant becomes a declared call that lapses when it does not begin in time.
 
-        One for which there is no room now is queued for `wait_ms` (0: refused at once; None: as configured).
+        One for which there is no room now, or whose session is frozen, is queued for `wait_ms` (0: refused at once; None: as
+        configured). What `runs_already` stands still with a frozen session instead.
         """
         check(intent)
         owner = self._ledger.session(session)
         parent = self._parent(session, parent_id) if parent_id else None
         learned = self._learned(intent, owner)
-        views = self._session_view(owner), self._host_view(), self._parent_view(parent)
+        views = self._views_for(owner, parent, runs_already)
         defaults = self._defaults_of(intent, learned)
         ruling = admission.admit(intent, *views, defaults)
         if ruling.limits is not None and self._give_way(owner, 0 if parent else ruling.limits.memory_bytes):
             # What stood and was taken at this very moment has become a call.
-            views = self._session_view(owner), self._host_view(), self._parent_view(parent)
+            views = self._views_for(owner, parent, runs_already)
             ruling = admission.admit(intent, *views, defaults)
         because = grounds.of_ruling(intent, ruling.limits, *views) | grounds.of_learned(learned)
         if ruling.limits is None and not ruling.could_wait:
@@ -98,6 +106,12 @@ class Calls(Queueing):
         self.counters.answer(ruling.decision, ruling.reason)
         self._ledger.add_call(call)
         return self._grant(call, ruling, because, learned)
+
+    def _views_for(self, owner: Session, parent: ToolCall | None, runs_already: bool) -> Views:
+        here = self._session_view(owner)
+        if runs_already and here.state is SessionState.FROZEN:
+            here = dataclasses.replace(here, state=SessionState.OPEN)
+        return here, self._host_view(), self._parent_view(parent)
 
     def _parent(self, session: str, call_id: str) -> ToolCall:
         parent = self._ledger.live_call(session, call_id)

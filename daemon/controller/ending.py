@@ -77,6 +77,8 @@ class Endings(Learning):
         if not call.is_live:
             return
         if call.started_at_ns is None:
+            if call.kill_reason is None:
+                call.kill_reason, call.kill_note = reason, note
             self._close_unbegun(call)
             return
         # What an operator or the session's end takes, it takes all of; a deadline or a Finish was the outer
@@ -283,8 +285,12 @@ class Endings(Learning):
     def _close_unbegun(self, call: ToolCall) -> None:
         """Gives back a grant."""
         self._disarm(Timer.GRANT, call.id)
-        report = self._end_unbegun(call)
-        self._decided(Action.LAPSED, call.session, report.message, call=call, actor=Actor.DAEMON)
+        is_operators = call.kill_reason is KillReason.OPERATOR
+        why = f": {call.kill_note}" if call.kill_note else ""
+        words = f"Never begun: the operator took the grant back{why}." if is_operators else ""
+        report = self._end_unbegun(call, words)
+        actor = Actor.OPERATOR if is_operators else Actor.DAEMON
+        self._decided(Action.LAPSED, call.session, report.message, call=call, actor=actor)
 
     def _end_unbegun(self, call: ToolCall, words: str = "") -> Report:
         """Takes a call that never ran out of the ledger; nothing ran, so nothing goes into the history of calls."""

@@ -17,6 +17,7 @@ from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.model import (
     Action,
+    Actor,
     Answer,
     CallState,
     Decision,
@@ -344,8 +345,13 @@ class Queueing(Waits):
             words = "Refused: the session is being removed."
             self._refuse(wait, QueueOutcome.SESSION_END, words, Reason.SESSION_CLOSING)
         elif self._drain is not None and not call.parent_id:
-            words = "Refused: the operator is emptying this host."
-            self._refuse(wait, QueueOutcome.REFUSED, words, Reason.HOST_DRAINING)
+            closed = admission.drained(self._drain.reason)
+            self._refuse(wait, QueueOutcome.REFUSED, closed.message, closed.reason, closed.suggestion)
+        elif call.kill_reason is KillReason.OPERATOR:
+            why = f": {call.kill_note}" if call.kill_note else ""
+            words = f"Refused: the operator took the call out of the queue{why}."
+            advice = "Ask the operator before you declare it again."
+            self._refuse(wait, QueueOutcome.REFUSED, words, wait.reason, advice, actor=Actor.OPERATOR)
         elif call.kill_reason is KillReason.PARENT_END:
             words = "Refused: the call around it has ended."
             self._refuse(wait, QueueOutcome.PARENT_END, words, Reason.PARENT_CALL)
@@ -355,7 +361,13 @@ class Queueing(Waits):
             )
 
     def _refuse(
-        self, wait: Wait, outcome: QueueOutcome, words: str, reason: Reason | None, suggestion: str = ""
+        self,
+        wait: Wait,
+        outcome: QueueOutcome,
+        words: str,
+        reason: Reason | None,
+        suggestion: str = "",
+        actor: Actor = Actor.POLICY,
     ) -> None:
         """Takes a call that waits out of the queue for good; whoever follows it is told."""
         call = wait.call
@@ -368,7 +380,13 @@ class Queueing(Waits):
         self._end_unbegun(call, words)
         action = Action.LAPSED if outcome is QueueOutcome.CANCELLED else Action.REFUSED
         self._decided(
-            action, call.session, words, call=call, outcome=outcome, waited_ms=int(waited_s * 1000)
+            action,
+            call.session,
+            words,
+            call=call,
+            actor=actor,
+            outcome=outcome,
+            waited_ms=int(waited_s * 1000),
         )
         if outcome is not QueueOutcome.CANCELLED:
             self._say(FeedbackKind.REFUSED, call.session, words, call=call, advice=suggestion, answer=answer)

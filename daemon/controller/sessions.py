@@ -277,7 +277,10 @@ class Sessions(TransparentDoor):
         self.withdraw_standing(name)
         self._host.freeze_session(name, True, include_agent)
         session.state = SessionState.FROZEN
-        words = f"The operator froze the session{': ' + reason if reason else ''}; nothing is lost."
+        words = (
+            f"The operator froze the session{': ' + reason if reason else ''}; its calls stand still, nothing is lost,"
+            " and what is declared now waits until it is thawed."
+        )
         self._decided(Action.FROZEN, name, words, actor=Actor.OPERATOR, include_agent=int(include_agent))
         self._say(FeedbackKind.FROZEN, name, words)
         return session
@@ -286,7 +289,8 @@ class Sessions(TransparentDoor):
         session = self._open_session(name)
         self._host.freeze_session(name, False, True)
         session.state = SessionState.OPEN
-        words = "The operator thawed the session."
+        self._room_came_free()
+        words = "The operator thawed the session; its calls go on."
         self._decided(Action.THAWED, name, words, actor=Actor.OPERATOR)
         self._say(FeedbackKind.THAWED, name, words)
         return session

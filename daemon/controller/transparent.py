@@ -117,7 +117,8 @@ class TransparentDoor(Calls):
 
     def _begin_knocked(self, session: Session, knock: Knock, process: Process) -> ToolCall | None:
         # It runs already, or is held: it cannot wait.
-        answer = self.declare(session.name, Intent(command=bounded_command(knock.command)), wait_ms=0)
+        intent = Intent(command=bounded_command(knock.command))
+        answer = self.declare(session.name, intent, wait_ms=0, runs_already=True)
         if answer.limits is None:
             self._leave(session, knock, process, answer.message, answer.suggestion)
             return None

@@ -137,13 +137,16 @@ class Waits(Rooms):
             call_id=call.id,
             reason=wait.reason,
             queue=call.queue,
-            suggestion="Wait for its turn, or declare less memory to start sooner.",
+            suggestion="" if self._is_frozen(call) else "Wait for its turn, or declare less memory to start sooner.",
         )
+
+    def _is_frozen(self, call: ToolCall) -> bool:
+        return self._ledger.session(call.session).state is SessionState.FROZEN
 
     def _queued_words(self, wait: Wait) -> str:
         place = wait.call.queue or QueuePlace(len(self._waits), wait.deadline_ms)
-        if self._ledger.session(wait.call.session).state is SessionState.FROZEN:
-            return waiting.queued_frozen(place.position, len(self._waits))
+        if self._is_frozen(wait.call):
+            return waiting.queued_frozen(place.position, len(self._waits), place.deadline_ms)
         return waiting.queued(place.position, len(self._waits), place.estimated_wait_ms, place.deadline_ms)
 
     def _tell_place(self, wait: Wait) -> None:

@@ -97,20 +97,31 @@ def _refused(reason: Reason, message: str, suggestion: str, could_wait: bool = T
     return Ruling(Decision.REFUSED, message, reason=reason, suggestion=suggestion, could_wait=could_wait)
 
 
+def drained(reason: str) -> Ruling:
+    """The ruling on everything new while the operator empties the host; `reason` is the operator's."""
+    why = f": {reason}" if reason else ""
+    return _refused(
+        Reason.HOST_DRAINING,
+        f"Refused: the operator is emptying this host{why}. Running calls may finish, new ones do not begin.",
+        "Save your work and stop, or ask the operator when the host is back.",
+        could_wait=False,
+    )
+
+
 def _closed(session: SessionView, host: HostView, is_nested: bool) -> Ruling | None:
     if session.state is SessionState.CLOSING:
         return _refused(
             Reason.SESSION_CLOSING, "Refused: the session is being removed.", "", could_wait=False
         )
+    if session.state is SessionState.FROZEN:
+        return _refused(
+            Reason.SESSION_FROZEN,
+            "Refused: the operator has frozen this session, and nothing begins in it before it is thawed.",
+            "Declare it with --wait 10m, so that it begins when the session is thawed, or ask the operator.",
+        )
     # What is nested is part of a call that may finish.
     if host.is_draining and not is_nested:
-        why = f": {host.drain_reason}" if host.drain_reason else ""
-        return _refused(
-            Reason.HOST_DRAINING,
-            f"Refused: the operator is emptying this host{why}. Running calls may finish, new ones do not begin.",
-            "Save your work and stop, or ask the operator when the host is back.",
-            could_wait=False,
-        )
+        return drained(host.drain_reason)
     if session.calls_live >= session.budget.calls_max:
         return _refused(
             Reason.SESSION_CALLS,
@@ -182,7 +193,7 @@ def limits_with_room(
     """What `intent`, which could wait, would get if no other call were there."""
     ruling = admit(
         intent,
-        replace(session, memory_reserved_bytes=0, calls_live=0),
+        replace(session, memory_reserved_bytes=0, calls_live=0, state=SessionState.OPEN),
         replace(host, memory_reserved_bytes=0, calls_live=0),
         replace(parent, memory_reserved_bytes=0) if parent else None,
         defaults,

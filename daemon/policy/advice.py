@@ -186,7 +186,9 @@ def _advice(call: EndedCall) -> str:
             return "Do a smaller part of the work per call, or declare a longer --timeout."
         case Verdict.THROTTLE_LIMIT:
             return _more_memory(call)
-        case Verdict.OPERATOR | Verdict.SIGNAL:
+        case Verdict.OPERATOR:
+            return "It was no fault of the command: ask the operator before you run it again."
+        case Verdict.SIGNAL:
             return "If nothing in the command explains it, run it again once."
         case (
             Verdict.OK

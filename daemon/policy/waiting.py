@@ -23,10 +23,10 @@ def queued(position: int, waiting: int, estimated_wait_ms: int | None, deadline_
     )
 
 
-def queued_frozen(position: int, waiting: int) -> str:
+def queued_frozen(position: int, waiting: int, deadline_ms: int) -> str:
     return (
-        f"Queued for room, place {position} of {waiting}; the session is frozen, "
-        "and nothing starts in it before it is thawed."
+        f"Queued, place {position} of {waiting}: the operator has frozen the session, and nothing begins in it before it is "
+        f"thawed; refused when it has waited {format_duration(deadline_ms)}."
     )
 
 
