@@ -14,7 +14,23 @@ from typing import Annotated, Any, Final, get_origin, get_type_hints
 import msgspec
 
 from agentcgroup.daemon.model import CpuClass, OnExceed, Priority
-from agentcgroup.proto.quantity import BadQuantity, parse_cpu, parse_duration, parse_size
+from agentcgroup.daemon.model.ranges import (
+    LEAST_CPU_MILLI,
+    LEAST_DECLARED_BYTES,
+    MOST_BYTES,
+    MOST_CALLS,
+    MOST_CPU_MILLI,
+    MOST_DURATION_MS,
+    MOST_PIDS,
+)
+from agentcgroup.proto.quantity import (
+    BadQuantity,
+    format_cpu,
+    format_size,
+    parse_cpu,
+    parse_duration,
+    parse_size,
+)
 from agentcgroup.proto.transparent import BadRule, parse_rule
 
 DEFAULT_PATH: Final = Path("/etc/agentcgroup/agentcgroup.toml")
@@ -233,9 +249,20 @@ def _quantity(value: Any, parse: Callable[[str], int], where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ConfigError(f"{where}: {value!r} is no quantity")
     try:
-        return parse(str(value))
+        amount = parse(str(value))
     except BadQuantity as error:
         raise ConfigError(f"{where}: {error}") from error
+    most, worded = _MOST[parse]
+    if amount > most:
+        raise ConfigError(f"{where}: {value!r} is too much: {worded} at most")
+    return amount
+
+
+_MOST: Final[dict[Callable[[str], int], tuple[int, str]]] = {
+    parse_size: (MOST_BYTES, format_size(MOST_BYTES)),
+    parse_cpu: (MOST_CPU_MILLI, format_cpu(MOST_CPU_MILLI)),
+    parse_duration: (MOST_DURATION_MS, "ten years"),
+}
 
 
 def _check_values(config: Config, source: str) -> None:
@@ -258,8 +285,8 @@ def _check_values(config: Config, source: str) -> None:
             "scheduler.mode is 'off', 'partial' or 'full'",
         ),
         (
-            config.bpf.ring >= 4096 and config.bpf.ring & (config.bpf.ring - 1) == 0,
-            "bpf.ring is a power of two from 4K on, like 1M",
+            4096 <= config.bpf.ring <= 1 << 30 and config.bpf.ring & (config.bpf.ring - 1) == 0,
+            "bpf.ring is a power of two from 4K to 1G, like 1M",
         ),
         (
             session.agent_memory < session.memory,
@@ -272,7 +299,10 @@ def _check_values(config: Config, source: str) -> None:
         (0 <= config.metrics.port < 65536, "metrics.port is 0 to 65535"),
         (-1000 <= config.call.oom_score_adj <= 1000, "call.oom_score_adj is -1000 to 1000"),
         (1 <= host.oversubscription <= 10, "host.oversubscription is 1 to 10"),
-        (config.queue.length > 0, "queue.length is at least 1; queue.enabled = false is no queue"),
+        (
+            0 < config.queue.length <= MOST_CALLS,
+            f"queue.length is 1 to {MOST_CALLS}; queue.enabled = false is no queue",
+        ),
         (
             0 < config.queue.session_length <= config.queue.length,
             "queue.session_length is 1 to queue.length",
@@ -281,15 +311,30 @@ def _check_values(config: Config, source: str) -> None:
             config.queue.wait <= config.queue.wait_max,
             "queue.wait is at most queue.wait_max",
         ),
-        (host.pids_max > 0, "host.pids_max is at least 1"),
-        (host.sessions_max > 0, "host.sessions_max is at least 1"),
-        (host.calls_max > 0, "host.calls_max is at least 1"),
-        (session.pids_max > 0, "session.pids_max is at least 1"),
-        (session.calls_max > 0, "session.calls_max is at least 1"),
-        (config.call.pids_max > 0, "call.pids_max is at least 1"),
+        (
+            host.memory == 0 or host.memory >= LEAST_DECLARED_BYTES,
+            "host.memory is at least 1M; a number without a unit is bytes, 0 is all but host.memory_reserve",
+        ),
+        (0 < host.pids_max <= MOST_PIDS, f"host.pids_max is 1 to {MOST_PIDS}"),
+        (0 < host.sessions_max <= MOST_CALLS, f"host.sessions_max is 1 to {MOST_CALLS}"),
+        (0 < host.calls_max <= MOST_CALLS, f"host.calls_max is 1 to {MOST_CALLS}"),
+        (0 < session.pids_max <= MOST_PIDS, f"session.pids_max is 1 to {MOST_PIDS}"),
+        (0 < session.calls_max <= MOST_CALLS, f"session.calls_max is 1 to {MOST_CALLS}"),
+        (0 < config.call.pids_max <= MOST_PIDS, f"call.pids_max is 1 to {MOST_PIDS}"),
         (config.call.throttle_limit >= 100, "call.throttle_limit is at least 100ms"),
         (config.call.freeze_limit >= 100, "call.freeze_limit is at least 100ms"),
-        (config.call.memory > 0, "call.memory is more than 0"),
+        (
+            session.memory >= LEAST_DECLARED_BYTES and config.call.memory >= LEAST_DECLARED_BYTES,
+            "session.memory and call.memory are at least 1M; a number without a unit is bytes",
+        ),
+        (
+            config.call.memory_max == 0 or config.call.memory_max >= config.call.memory,
+            "call.memory_max, where a call is stopped, is at least call.memory, which it is expected to need; 0: no limit",
+        ),
+        (
+            all(each == 0 or each >= LEAST_CPU_MILLI for each in (host.cpu, session.cpu)),
+            "host.cpu and session.cpu are at least 0.01 CPUs; 0: no cap",
+        ),
         (config.call.environment in ("truth", "plain"), "call.environment is 'truth' or 'plain'"),
         (config.protection.sessions in ("auto", "off"), "protection.sessions is 'auto' or 'off'"),
         (config.protection.idle_reclaim in ("auto", "off"), "protection.idle_reclaim is 'auto' or 'off'"),
@@ -305,7 +350,10 @@ def _check_values(config: Config, source: str) -> None:
         (config.call.standing_lifetime >= 0, "call.standing_lifetime is a time, or 0"),
         (0 < config.suggest.quantile <= 1, "suggest.quantile is more than 0 and at most 1"),
         (1 <= config.suggest.headroom <= 10, "suggest.headroom is 1 to 10; 1.2 is a fifth more"),
-        (config.suggest.least_runs > 0, "suggest.least_runs is at least 1"),
+        (
+            0 < config.suggest.least_runs <= 64,
+            "suggest.least_runs is 1 to 64, the runs of a kind that are kept",
+        ),
         (config.suggest.half_life >= 1000, "suggest.half_life is at least 1s"),
         (os.path.isabs(config.daemon.run_dir), "daemon.run_dir is an absolute path"),
         (os.path.isabs(config.daemon.state_dir), "daemon.state_dir is an absolute path"),

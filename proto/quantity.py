@@ -80,8 +80,8 @@ def parse_duration(text: str) -> int:
 def format_size(size_bytes: int) -> str:
     """`size_bytes` for people, three significant digits: 1.5 GiB, 312 MiB, 900 B."""
     amount = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if amount < 1024 or unit == "PiB":
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+        if amount < 1024 or unit == "EiB":
             break
         amount /= 1024
     digits = 0 if unit == "B" or amount >= 100 else 1 if amount >= 10 else 2
@@ -91,7 +91,7 @@ def format_size(size_bytes: int) -> str:
 
 def format_cpu(cpu_milli: int) -> str:
     """`cpu_milli` for people: 1.5 CPUs, 1 CPU."""
-    return f"{cpu_milli / 1000:g} CPU{'' if cpu_milli == 1000 else 's'}"
+    return f"{cpu_milli / 1000:.10g} CPU{'' if cpu_milli == 1000 else 's'}"
 
 
 def format_duration(duration_ms: float) -> str:

@@ -1,6 +1,7 @@
 """`agentcg call`: looking at tool calls and acting on them."""
 
 import argparse
+import sys
 
 from agentcgroup.client.cli import options
 from agentcgroup.client.cli.output import (
@@ -19,7 +20,7 @@ from agentcgroup.client.cli.output import (
 )
 from agentcgroup.client.cli.statuses import ExitStatus
 from agentcgroup.client.errors import InvalidRequest
-from agentcgroup.client.values import Call, Decision, Report, Usage
+from agentcgroup.client.values import Call, CallState, Decision, Report, Usage
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -263,7 +264,11 @@ def _freeze(arguments: argparse.Namespace) -> int:
 
 def _thaw(arguments: argparse.Namespace) -> int:
     with options.operator_client(arguments) as client:
-        return _tell(arguments, client.thaw_call(arguments.id))
+        call = client.thaw_call(arguments.id)
+    if call.state is CallState.FROZEN and not arguments.json:
+        told = "it stays frozen, for want of memory and not by an operator"
+        print(f"agentcg: {told}: `agentcg explain {call.id}` says why", file=sys.stderr)
+    return _tell(arguments, call)
 
 
 def _kill(arguments: argparse.Namespace) -> int:

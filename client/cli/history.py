@@ -39,7 +39,10 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )
     _add_session_and_limit(parser)
     parser.add_argument(
-        "--verdict", choices=[*Verdict], metavar="VERDICT", help=f"one of {', '.join(Verdict)}"
+        "--verdict",
+        choices=[each.value for each in Verdict],
+        metavar="VERDICT",
+        help=f"one of {', '.join(Verdict)}",
     )
     options.add_operator_socket(parser)
     commands = parser.add_subparsers(metavar="COMMAND", dest="history_command")

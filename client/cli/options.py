@@ -148,7 +148,8 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weight", metavar="N", type=_whole, help="share against other sessions, 1 to 10000")
     group.add_argument("--pids", metavar="N", type=_whole, help="most processes and threads")
     group.add_argument("--calls", metavar="N", type=_whole, help="most calls at once")
-    group.add_argument("--priority", choices=[*Priority], help="who is served first when the host is short")
+    priorities = [each.value for each in Priority]
+    group.add_argument("--priority", choices=priorities, help="who is served first when the host is short")
 
 
 def add_transparent(parser: argparse.ArgumentParser) -> None:

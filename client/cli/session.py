@@ -14,6 +14,7 @@ from agentcgroup.client.cli.output import (
     size,
 )
 from agentcgroup.client.cli.statuses import ExitStatus
+from agentcgroup.client.errors import InvalidRequest
 from agentcgroup.client.values import Session, TransparentScope
 
 
@@ -167,6 +168,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _set(arguments: argparse.Namespace) -> int:
+    wanted = (arguments.priority, arguments.transparent, *options.budget_of(arguments).values())
+    if all(each is None for each in wanted):
+        raise InvalidRequest("nothing to change", "Give at least one limit, for example --memory 8G")
     with options.operator_client(arguments) as client:
         session = client.update_session(
             arguments.name,

@@ -26,7 +26,8 @@ from agentcgroup.daemon.model import (
     TransparentRule,
     Verdict,
 )
-from agentcgroup.daemon.policy.bounds import MOST_DURATION_MS, check_name, check_range, one_line
+from agentcgroup.daemon.model.ranges import MOST_DURATION_MS
+from agentcgroup.daemon.policy.bounds import check_name, check_range, one_line
 from agentcgroup.daemon.policy.commands import command_class
 from agentcgroup.daemon.policy.intent import bounded_command
 from agentcgroup.daemon.reload import Reloader

@@ -20,6 +20,8 @@ async def story_of(
     controller: Controller, history: Stories, session: str | None, call_id: str
 ) -> types_pb2.Story:
     """What happened to a call, of `session` unless that is None. Raises RequestError: NOT_FOUND, or the history's."""
+    if not call_id:
+        raise RequestError(Kind.INVALID, "call_id is empty", "name the call to explain", "call_id")
     # A session of the same name may have been another agent's before.
     since_ns = 0 if session is None else controller.session(session).created_at_ns
     story = await asyncio.to_thread(history.story, call_id, session or "", since_ns)

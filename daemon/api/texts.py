@@ -11,7 +11,15 @@ from typing import Final
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import CpuClass, Intent, OnExceed
 from agentcgroup.daemon.policy import intent as intent_rules
-from agentcgroup.proto.quantity import BadQuantity, parse_cpu, parse_duration, parse_size
+from agentcgroup.proto.quantity import (
+    BadQuantity,
+    format_cpu,
+    format_duration,
+    format_size,
+    parse_cpu,
+    parse_duration,
+    parse_size,
+)
 
 _COUNT: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 
@@ -38,6 +46,12 @@ _OPTIONS: Final = {field: f"--{option}" for option, (field, _) in _NUMBERS.items
     "on_exceed": "--on-exceed",
     "labels": "--label",
 }
+# By the last word of a field's name.
+_SHOWN: Final[dict[str, Callable[[int], str]]] = {
+    "bytes": format_size,
+    "milli": format_cpu,
+    "ms": format_duration,
+}
 _FIELD: Final = re.compile(rf"\b({'|'.join(_OPTIONS)})\b")
 
 
@@ -55,6 +69,31 @@ def _choice(option: str, text: str, choices: type[CpuClass] | type[OnExceed]) ->
             f"--{option}",
         )
     return text
+
+
+_RANGES: Final = {field: (least, most) for field, least, most in intent_rules.RANGES}
+
+
+def _read_number(option: str, text: str) -> int:
+    field, parse = _NUMBERS[option]
+    try:
+        number = parse(text)
+    except BadQuantity as error:
+        raise RequestError(Kind.INVALID, f"--{option}: {error}", "", f"--{option}") from error
+    least, most = _RANGES[field]
+    if not least <= number <= most:
+        # In the option's own unit, which is seldom the field's: --cpu counts cores, --timeout seconds.
+        show = _SHOWN.get(field.rpartition("_")[2], str)
+        forgotten = (
+            "; a number without a unit is bytes" if parse is parse_size and text.strip().isdigit() else ""
+        )
+        raise RequestError(
+            Kind.INVALID,
+            f"--{option} is {text.strip()[:40]}",
+            f"--{option} takes {show(least)} to {show(most)}{forgotten}; leave it out for the default",
+            f"--{option}",
+        )
+    return number
 
 
 def read_wait(text: str) -> int:
@@ -79,11 +118,7 @@ def read_texts(texts: Mapping[str, str], labels: Mapping[str, str], arguments: S
         elif option == "on-exceed":
             on_exceed = OnExceed(_choice(option, text, OnExceed))
         else:
-            field, parse = _NUMBERS[option]
-            try:
-                numbers[field] = parse(text)
-            except BadQuantity as error:
-                raise RequestError(Kind.INVALID, f"--{option}: {error}", "", f"--{option}") from error
+            numbers[_NUMBERS[option][0]] = _read_number(option, text)
     intent = Intent(
         memory_bytes=numbers.get("memory_bytes"),
         memory_max_bytes=numbers.get("memory_max_bytes"),

@@ -21,10 +21,13 @@ class Controller(Adoption):
         return self._host.not_enforced
 
     def limits_of(self, session: str, call_id: str = "") -> SessionLimits:
-        """The truth for who lives in `session`, or in a live call of it: what it may use, what is free, what is not enforced."""
+        """The truth for who lives in `session`, or in a live call of it: what is allowed, free, and not enforced."""
         found = self._ledger.session(session)
         call = self._ledger.live_call(session, call_id) if call_id else None
-        total, milli = found.budget.calls_memory_bytes, found.budget.cpu_milli or self._host.cpu_capacity_milli
+        total, milli = (
+            found.budget.calls_memory_bytes,
+            found.budget.cpu_milli or self._host.cpu_capacity_milli,
+        )
         milli = min(milli, self._host.cpu_capacity_milli)
         usage = self.session_usage(found)
         pids = found.budget.pids_max if found.budget.pids_max is not None else self.config.host.pids_max

@@ -137,7 +137,9 @@ class Waits(Rooms):
             call_id=call.id,
             reason=wait.reason,
             queue=call.queue,
-            suggestion="" if self._is_frozen(call) else "Wait for its turn, or declare less memory to start sooner.",
+            suggestion=""
+            if self._is_frozen(call)
+            else "Wait for its turn, or declare less memory to start sooner.",
         )
 
     def _is_frozen(self, call: ToolCall) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, Final
 from agentcgroup.cgroups.errors import ProcessGone
 from agentcgroup.cgroups.membership import cgroup_of
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import BudgetRequest, Labels, Priority, TransparentRule
+from agentcgroup.daemon.model import BudgetRequest, Labels, Priority, TransparentRule, ranges
 from agentcgroup.daemon.policy import bounds
 from agentcgroup.proto.quantity import BadQuantity, parse_cpu, parse_size
 from agentcgroup.proto.transparent import BadRule, parse_rule
@@ -141,10 +141,10 @@ def _docker_limits(host_config: Mapping[str, Any]) -> dict[str, int]:
     if number("Memory") > 0:
         limits["memory_max_bytes"] = number("Memory")
     if number("NanoCpus") > 0:
-        limits["cpu_milli"] = max(bounds.LEAST_CPU_MILLI, number("NanoCpus") // 1_000_000)
+        limits["cpu_milli"] = max(ranges.LEAST_CPU_MILLI, number("NanoCpus") // 1_000_000)
     elif number("CpuQuota") > 0:
         period_us = number("CpuPeriod") or 100_000
-        limits["cpu_milli"] = max(bounds.LEAST_CPU_MILLI, number("CpuQuota") * 1000 // period_us)
+        limits["cpu_milli"] = max(ranges.LEAST_CPU_MILLI, number("CpuQuota") * 1000 // period_us)
     if number("PidsLimit") > 0:
         limits["pids_max"] = number("PidsLimit")
     return limits

@@ -32,6 +32,7 @@ from agentcgroup.daemon.host.guard import SessionGuard
 from agentcgroup.daemon.host.homes import Homes
 from agentcgroup.daemon.host.kept import CgroupRecords
 from agentcgroup.daemon.host.marks import MemoryMarks
+from agentcgroup.daemon.host.prepare import memory_capacity
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
 from agentcgroup.daemon.host.stderr import LastWords
 from agentcgroup.daemon.model import (
@@ -85,8 +86,7 @@ class LinuxHost:
         self.capabilities = capabilities
         self.tier = tier
         self.not_enforced = not_enforced(controllers)
-        memory = psutil.virtual_memory().total
-        self.memory_capacity_bytes = config.host.memory or max(0, memory - config.host.memory_reserve)
+        self.memory_capacity_bytes = memory_capacity(config.host, psutil.virtual_memory().total)
         online_milli = 1000 * len(os.sched_getaffinity(0))
         self.cpu_capacity_milli = min(config.host.cpu, online_milli) if config.host.cpu else online_milli
         self._oom_score_adj = config.call.oom_score_adj

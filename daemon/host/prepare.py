@@ -11,10 +11,12 @@ from agentcgroup.cgroups.errors import CgroupError
 from agentcgroup.cgroups.membership import Cgroup2Mount, find_mount
 from agentcgroup.cgroups.subtree import Subtree
 from agentcgroup.cgroups.values import MAX, CpuMax
-from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.config import Config, HostConfig
 from agentcgroup.daemon.host.groups import AGENT, CONTROLLERS, COUNTED
 from agentcgroup.daemon.host.kept import read_record
 from agentcgroup.daemon.host.mount_options import favor_moves
+from agentcgroup.daemon.model.ranges import LEAST_DECLARED_BYTES
+from agentcgroup.proto.quantity import format_size
 
 log = logging.getLogger("agentcgroup.host")
 
@@ -75,6 +77,25 @@ def _favor_moves(mount: Cgroup2Mount) -> None:
         log.warning(
             "placing a process takes milliseconds: the mount option favordynmods is missing: %s", error
         )
+
+
+def memory_capacity(config: HostConfig, total_bytes: int) -> int:
+    """What all sessions together may use of a host with `total_bytes`, in bytes. Raises HostUnfit when that is nothing."""
+    if config.memory > total_bytes:
+        log.warning(
+            "host.memory, %s, is more than this host has: its %s count",
+            format_size(config.memory),
+            format_size(total_bytes),
+        )
+    if config.memory:
+        return min(config.memory, total_bytes)
+    left_bytes = total_bytes - config.memory_reserve
+    if left_bytes < LEAST_DECLARED_BYTES:
+        raise HostUnfit(
+            f"host.memory_reserve, {format_size(config.memory_reserve)}, leaves nothing for sessions of the "
+            f"{format_size(total_bytes)} of this host: make it smaller, or set host.memory"
+        )
+    return left_bytes
 
 
 def limit_root(root: Cgroup, memory_capacity_bytes: int, config: Config) -> None:

@@ -23,6 +23,7 @@ from agentcgroup.proto.quantity import format_cpu, format_size
 
 # Below this a call could not even load a shell and a compiler; an undeclared call is not begun with less.
 LEAST_MEMORY_BYTES: Final = 16 << 20
+_NO_THROTTLE: Final = "The throttle limit has no effect where on_exceed is stop: declare throttle or extend."
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,10 +317,11 @@ def admit(
         deadline_ms=intent.deadline_ms or defaults.deadline_ms,
         throttle_limit_ms=(intent.throttle_limit_ms or defaults.throttle_limit_ms) if brakes else None,
     )
+    notices = (_NO_THROTTLE,) if intent.throttle_limit_ms is not None and not brakes else ()
     trims = tuple(trim for trim in (memory_trim, cpu_trim, pids_trim) if trim is not None)
     granted = f"{format_size(need)} reserved, stopped at {format_size(reach)}"
     if not trims:
-        return Ruling(Decision.GRANTED, f"Granted: {granted}.", limits)
+        return Ruling(Decision.GRANTED, f"Granted: {granted}.", limits, notices=notices)
     return Ruling(
         Decision.TRIMMED,
         f"Granted with less than asked: {'; '.join(map(_trim_text, trims))}. {granted}.",
@@ -327,4 +329,5 @@ def admit(
         trims,
         trims[0].reason,
         "Fit the call to these limits, or ask the operator for a larger budget.",
+        notices,
     )

@@ -11,21 +11,17 @@ from typing import Final
 
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import BudgetRequest, Labels
+from agentcgroup.daemon.model.ranges import (
+    LEAST_CPU_MILLI,
+    LEAST_DECLARED_BYTES,
+    LEAST_WEIGHT,
+    MOST_BYTES,
+    MOST_CALLS,
+    MOST_CPU_MILLI,
+    MOST_PIDS,
+    MOST_WEIGHT,
+)
 from agentcgroup.proto.quantity import format_cpu, format_duration, format_size
-
-# 4 EiB: nothing larger is a memory size, and the kernel's and SQLite's 64 bits hold it.
-MOST_BYTES: Final = 1 << 62
-# The kernel refuses a cpu.max quota under 1 ms (min_cfs_quota_period); of a period of 100 ms that is 1 %.
-LEAST_CPU_MILLI: Final = 10
-MOST_CPU_MILLI: Final = 2**31 - 1
-# cpu.weight, cgroup-v2.rst.
-LEAST_WEIGHT: Final = 1
-MOST_WEIGHT: Final = 10_000
-# PID_MAX_LIMIT of 64-bit kernels; pids.max takes no more.
-MOST_PIDS: Final = 4_194_304
-# Ten years: no call is longer, and sums with the clock stay far from overflow.
-MOST_DURATION_MS: Final = 3650 * 86_400_000
-MOST_CALLS: Final = 1_000_000
 
 MOST_LABELS: Final = 16
 MOST_LABEL_BYTES: Final = 256
@@ -115,7 +111,7 @@ def check_labels(labels: Labels, field: str = "labels") -> None:
 
 
 _BUDGET_RANGES: Final = (
-    ("memory_max_bytes", 1, MOST_BYTES),
+    ("memory_max_bytes", LEAST_DECLARED_BYTES, MOST_BYTES),
     ("agent_memory_bytes", 0, MOST_BYTES),
     ("swap_max_bytes", 0, MOST_BYTES),
     ("cpu_milli", LEAST_CPU_MILLI, MOST_CPU_MILLI),

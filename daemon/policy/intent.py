@@ -10,26 +10,27 @@ from typing import Final
 
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import Intent, OnExceed
-from agentcgroup.daemon.policy.bounds import (
+from agentcgroup.daemon.model.ranges import (
     LEAST_CPU_MILLI,
+    LEAST_DECLARED_BYTES,
     LEAST_WEIGHT,
     MOST_BYTES,
     MOST_CPU_MILLI,
     MOST_DURATION_MS,
     MOST_PIDS,
     MOST_WEIGHT,
-    check_labels,
-    check_range,
 )
+from agentcgroup.daemon.policy.bounds import check_labels, check_range
 from agentcgroup.proto.quantity import format_size
 
 MOST_ARGUMENTS: Final = 64
 MOST_COMMAND_BYTES: Final = 4096
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
-_RANGES: Final = (
-    ("memory_bytes", 1, MOST_BYTES),
-    ("memory_max_bytes", 1, MOST_BYTES),
+# By field: what it takes at least and at most.
+RANGES: Final = (
+    ("memory_bytes", LEAST_DECLARED_BYTES, MOST_BYTES),
+    ("memory_max_bytes", LEAST_DECLARED_BYTES, MOST_BYTES),
     ("cpu_milli", LEAST_CPU_MILLI, MOST_CPU_MILLI),
     ("cpu_weight", LEAST_WEIGHT, MOST_WEIGHT),
     ("pids_max", 1, MOST_PIDS),
@@ -41,7 +42,7 @@ _RANGES: Final = (
 
 def check(intent: Intent) -> None:
     """Raises RequestError(INVALID), naming the field, when a value is out of range or two contradict."""
-    for field, least, most in _RANGES:
+    for field, least, most in RANGES:
         check_range(field, getattr(intent, field), least, most)
     need, most_bytes = intent.memory_bytes, intent.memory_max_bytes
     if need is not None and most_bytes is not None and most_bytes < need:

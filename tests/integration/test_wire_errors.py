@@ -47,6 +47,11 @@ async def test_a_bug_is_an_incident_with_its_traceback_in_the_log_only(
     await daemon.is_well()
 
 
+async def test_the_story_of_no_call_is_not_the_hosts(daemon: Daemon) -> None:
+    error = await refusal(daemon.operator.ExplainCall(operator_pb2.OperatorServiceExplainCallRequest()))
+    assert (error.reason, error.field) == ("INVALID", "call_id")
+
+
 @pytest.mark.parametrize("method", ["CreateSession", "GetHost", "WatchEvents"])
 async def test_bytes_that_are_no_message_are_invalid(daemon: Daemon, method: str) -> None:
     channel: Any = daemon.channel(daemon.run_dir / "operator.sock")

@@ -97,7 +97,9 @@ def test_the_tool_learns_its_limits_from_its_environment(daemon: RunningDaemon, 
     assert environment["AGENTCGROUP_MEMORY_MAX_BYTES"] == str(200 << 20)
     assert environment["AGENTCGROUP_CPU_MILLI"] == "500"
     assert environment["AGENTCGROUP_SESSION"] == session
-    told = run(daemon, session, str(LAUNCHER), "limits", "--json", options=("--memory-max", "200M", "--cpu", "0.5"))
+    told = run(
+        daemon, session, str(LAUNCHER), "limits", "--json", options=("--memory-max", "200M", "--cpu", "0.5")
+    )
     limits = json.loads(told[1])
     assert (limits["cpu_available_milli"], limits["memory_max_bytes"]) == (500, 200 << 20), told
     # GNU nproc heeds OMP_NUM_THREADS, so a make -j$(nproc) fits the call.

@@ -274,6 +274,21 @@ def test_a_call_is_shown_with_its_rung_and_what_would_be_granted(cli: Cli, outsi
     assert "frozen until 2027-01-1" in line and "3 GiB would be granted now" in line
 
 
+def test_a_thaw_that_leaves_a_call_frozen_says_so(cli: Cli, outside: ScriptedDaemon) -> None:
+    call = pb.Call(id="c1", session="s", state=pb.CALL_STATE_FROZEN)
+    outside.answers["ThawCall"] = operator.ThawCallResponse(call=call)
+    status, _, told = cli("call", "thaw", "c1")
+    assert status == 0 and "stays frozen" in told and "agentcg explain c1" in told
+    assert cli("call", "thaw", "c1", "--json")[2] == ""
+
+
+def test_a_change_of_nothing_is_said_and_choices_are_words(cli: Cli, outside: ScriptedDaemon) -> None:
+    status, _, errors = cli("session", "set", "s")
+    assert status == 2 and "nothing to change" in errors and not outside.requests("UpdateSession")
+    status, _, errors = cli("session", "set", "s", "--priority", "urgent")
+    assert status == 2 and "<Priority" not in errors and "high" in errors
+
+
 def test_the_operators_view_is_asked_for_by_name_inside_a_session_too(
     cli: Cli, inside: ScriptedDaemon, operator_daemon: ScriptedDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,12 +68,12 @@ _LABELS = st.dictionaries(st.from_regex(r"[a-z][a-z0-9_.-]{0,8}", fullmatch=True
 
 @st.composite
 def intents(draw: st.DrawFn) -> model.Intent:
-    memory = draw(optional(1 << 40))
+    memory = draw(optional(1 << 40, 1 << 20))
     on_exceed = draw(st.none() | st.sampled_from(model.OnExceed))
     throttles = on_exceed in (None, model.OnExceed.THROTTLE)
     return model.Intent(
         memory_bytes=memory,
-        memory_max_bytes=draw(optional(1 << 62, memory or 1)),
+        memory_max_bytes=draw(optional(1 << 62, memory or 1 << 20)),
         cpu_milli=draw(optional(2**31 - 1, 10)),
         cpu_weight=draw(optional(10_000)),
         cpu_class=draw(st.none() | st.sampled_from(model.CpuClass)),
@@ -124,7 +124,7 @@ def test_a_budget_tells_absent_from_0() -> None:
     assert translate.read_budget(pb.Budget()) == model.BudgetRequest()
     assert translate.read_budget(pb.Budget(swap_max_bytes=0)) == model.BudgetRequest(swap_max_bytes=0)
     every = {field.name: 100 for field in dataclasses.fields(model.BudgetRequest)} | {
-        "agent_memory_bytes": 50
+        "memory_max_bytes": 1 << 20
     }
     assert dataclasses.asdict(translate.read_budget(pb.Budget(**every))) == every
 

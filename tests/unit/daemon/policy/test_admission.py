@@ -56,6 +56,22 @@ def test_an_intent_that_fits_is_granted_as_asked() -> None:
     assert not ruling.trims and ruling.reason is None
 
 
+def test_a_throttle_limit_that_nothing_heeds_is_said() -> None:
+    alone = Intent(memory_bytes=MIB, throttle_limit_ms=5000)
+    told = admit(alone, SESSION, HOST, None, DEFAULTS)
+    assert told.limits is not None and told.limits.throttle_limit_ms is None
+    assert "has no effect" in told.notices[0]
+    heeded = dataclasses.replace(alone, on_exceed=OnExceed.THROTTLE)
+    assert not admit(heeded, SESSION, HOST, None, DEFAULTS).notices
+
+
+def test_in_a_frozen_session_nothing_begins_and_what_could_fit_may_wait() -> None:
+    frozen = dataclasses.replace(SESSION, state=SessionState.FROZEN)
+    ruling = admit(Intent(memory_bytes=MIB), frozen, HOST, None, DEFAULTS)
+    assert (ruling.limits, ruling.reason, ruling.could_wait) == (None, Reason.SESSION_FROZEN, True)
+    assert not admit(Intent(memory_bytes=8192 * MIB), frozen, HOST, None, DEFAULTS).could_wait
+
+
 def test_an_undeclared_call_gets_the_default_and_may_reach_what_all_calls_may() -> None:
     ruling = admit(Intent(), SESSION, HOST, None, DEFAULTS)
     assert ruling.limits is not None

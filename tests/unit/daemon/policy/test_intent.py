@@ -14,7 +14,7 @@ def test_an_intent_that_declares_nothing_makes_sense() -> None:
 
 
 def test_an_intent_at_every_edge_of_its_ranges_makes_sense() -> None:
-    check(Intent(1, 1, 10, 1, None, 1, 1, 1, OnExceed.THROTTLE, 1, ("true",), (("a", "b"),)))
+    check(Intent(1 << 20, 1 << 20, 10, 1, None, 1, 1, 1, OnExceed.THROTTLE, 1, ("true",), (("a", "b"),)))
     check(Intent(1 << 62, 1 << 62, 2**31 - 1, 10_000, None, 4_194_304, deadline_ms=3650 * 86_400_000))
 
 
@@ -25,7 +25,8 @@ def test_an_intent_at_every_edge_of_its_ranges_makes_sense() -> None:
         (Intent(memory_bytes=-1), "memory_bytes"),
         (Intent(memory_bytes=(1 << 62) + 1), "memory_bytes"),
         (Intent(memory_max_bytes=0), "memory_max_bytes"),
-        (Intent(memory_bytes=2, memory_max_bytes=1), "memory_max_bytes"),
+        (Intent(memory_bytes=(1 << 20) - 1), "memory_bytes"),
+        (Intent(memory_bytes=2 << 20, memory_max_bytes=1 << 20), "memory_max_bytes"),
         (Intent(cpu_milli=9), "cpu_milli"),
         (Intent(cpu_milli=2**31), "cpu_milli"),
         (Intent(cpu_weight=0), "cpu_weight"),
@@ -94,7 +95,7 @@ def test_sixteen_labels_with_the_longest_values_pass() -> None:
     ("budget", "field"),
     [
         (BudgetRequest(memory_max_bytes=0), "memory_max_bytes"),
-        (BudgetRequest(memory_max_bytes=10, agent_memory_bytes=10), "agent_memory_bytes"),
+        (BudgetRequest(memory_max_bytes=1 << 20, agent_memory_bytes=1 << 20), "agent_memory_bytes"),
         (BudgetRequest(swap_max_bytes=-1), "swap_max_bytes"),
         (BudgetRequest(cpu_milli=0), "cpu_milli"),
         (BudgetRequest(cpu_weight=20_000), "cpu_weight"),
