@@ -162,7 +162,8 @@ async def run(config: Config, load: Callable[[], Config]) -> None:
             stack.callback(native.close)
         api = Api(config, controller, history, reloader, native)
         controller.use_doors(api)
-        api.prepare([kept.name for kept in host.records.sessions()])
+        left = host.records.sessions()
+        api.prepare([kept.name for kept in left])
 
         async def take_down() -> None:
             on_stop = "end" if interrupt.is_set() else controller.config.daemon.on_stop
@@ -170,7 +171,7 @@ async def run(config: Config, load: Callable[[], Config]) -> None:
             await _take_down(controller, api, keep=on_stop == "keep" or not stop.is_set())
 
         stack.push_async_callback(take_down)
-        await controller.take_over()
+        await controller.take_over(left)
         await api.start()
         if config.metrics.enabled:
             endpoint = MetricsEndpoint(config, controller, history)

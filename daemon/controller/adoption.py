@@ -10,6 +10,8 @@ import dataclasses
 import logging
 import mmap
 import os
+import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 from agentcgroup.daemon import record
@@ -20,9 +22,12 @@ from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.model import (
     Action,
     Actor,
+    CallLimits,
     CallState,
+    Decision,
     FeedbackKind,
     FreezeCause,
+    Intent,
     KillReason,
     Session,
     SessionState,
@@ -34,6 +39,8 @@ from agentcgroup.proto.transparent import OFF
 
 log = logging.getLogger("agentcgroup.controller")
 
+# As Ledger.new_call_id makes them.
+_CALL_ID: Final = re.compile("c-[0-9a-f]{10}")
 # What ends when the daemon stops is still reported, if it does not take longer.
 _ENDS_WITHIN_S: Final = 5.0
 
@@ -41,9 +48,9 @@ _ENDS_WITHIN_S: Final = 5.0
 class Adoption(Draining):
     # ---- the start
 
-    async def take_over(self) -> None:
-        """Goes on with every session that an earlier daemon has left. Before anybody is served."""
-        for kept in self._host.records.sessions():
+    async def take_over(self, left: Iterable[Kept]) -> None:
+        """Goes on with `left`, every session of an earlier daemon. Before anybody is served."""
+        for kept in left:
             if kept.record is None:
                 continue  # The sweep has said so.
             try:
@@ -152,9 +159,11 @@ class Adoption(Draining):
 
     def _take_over_call(self, session: Session, kept: Kept) -> ToolCall | None:
         """The call, in the books and watched; None: it was prepared and nobody has had it."""
+        followed: tuple[int, ...] = ()
         if kept.record is None:
-            raise BadRecord("the daemon ended before it had written one")
-        call, followed = record.decode_call(kept.record, session.name)
+            call = self._unrecorded(session, kept)
+        else:
+            call, followed = record.decode_call(kept.record, session.name)
         if (call.id, call.parent_id) != (kept.name, kept.parent):
             raise BadRecord(f"its record is that of call {call.id!r}")
         if call.parent_id and call.parent_id not in session.calls:
@@ -188,6 +197,23 @@ class Adoption(Draining):
             call.ended_unseen = True
             life.status_known.set()
         return call
+
+    def _unrecorded(self, session: Session, kept: Kept) -> ToolCall:
+        """A call whose daemon died between placing it and writing what it had declared; the kernel has its limits."""
+        if not _CALL_ID.fullmatch(kept.name):
+            raise BadRecord("no daemon made it")
+        log.warning(
+            "%s/%s: what it declared, and until when it may run, is not known", session.name, kept.name
+        )
+        return ToolCall(
+            id=kept.name,
+            session=session.name,
+            parent_id=kept.parent,
+            intent=Intent(),
+            limits=CallLimits(self._defaults.memory_bytes),
+            decision=Decision.GRANTED,
+            declared_at_ns=self._clock.now_ns(),
+        )
 
     def _keep_frozen(self, call: ToolCall, *, is_frozen: bool) -> None:
         """An operator's freeze stays. Whatever a policy froze goes on: it is looked at anew."""

@@ -101,8 +101,9 @@ class Daemon:
     async def start(self) -> None:
         self.host.listen(self.controller)
         self.controller.use_doors(self.api)
-        self.api.prepare([kept.name for kept in self.host.records.sessions()])
-        await self.controller.take_over()
+        left = self.host.records.sessions()
+        self.api.prepare([kept.name for kept in left])
+        await self.controller.take_over(left)
         await self.api.start()
 
     async def crash(self) -> None:

@@ -240,6 +240,28 @@ async def test_a_record_is_good_only_where_it_was_written(daemon: Daemon) -> Non
         assert [call.id for call in after.controller.calls("s")] == [one.id]
 
 
+async def test_a_call_whose_daemon_died_before_it_could_write_goes_on_with_the_kernels_limits(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    await daemon.open("s")
+    intent = Intent(memory_bytes=100 * MIB, memory_max_bytes=200 * MIB, pids_max=9)
+    call, ended, stranger = [await begun(daemon, "s", intent) for _ in range(3)]
+    await daemon.crash()
+    for each in (call, ended, stranger):
+        del daemon.host.records.kept[each.id]
+    daemon.end(ended.pid)
+    daemon.host.calls["a-tools-own"] = daemon.host.calls.pop(stranger.id)
+    async with next_daemon(daemon) as after:
+        (taken,) = after.controller.calls("s")
+        assert (taken.id, taken.pid, taken.state) == (call.id, call.pid, CallState.RUNNING)
+        assert (taken.limits.memory_max_bytes, taken.limits.pids_max) == (200 * MIB, 9)
+        assert taken.intent == Intent() and f"s/{call.id}: what it declared" in caplog.text
+        assert (await after.report(ended.id)).verdict is Verdict.UNKNOWN
+        assert "a-tools-own of an earlier daemon is left alone" in caplog.text
+        report = await after.controller.kill_call(call.id, "")
+        assert report.verdict is Verdict.OPERATOR and call.id not in after.host.calls
+
+
 async def test_the_sockets_come_back_under_the_same_path_in_the_same_directory(daemon: Daemon) -> None:
     await daemon.open("s")
     directory = daemon.run_dir / "sessions" / "s"
