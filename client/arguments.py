@@ -3,6 +3,7 @@
 A size is bytes or text (`2G`); a CPU amount is cores (1.5) or text (`1500m`); a time is seconds, text (`10m`), a timedelta.
 """
 
+import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -101,8 +102,17 @@ def member(field: str, kind: type[Member], value: str | None) -> Member | None:
         raise InvalidRequest(f"{field}: {value!r} is none of {known}", field=field) from None
 
 
+def _check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """A misspelt limit must not be silently absent."""
+    for name in set(given) - set(known):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(known)}"
+        raise InvalidRequest(f"there is no argument {name!r}", hint, field=name)
+
+
 def intent_of(arguments: IntentArguments) -> Intent:
     """The intent that `arguments` declare. Raises InvalidRequest."""
+    _check_names(arguments, IntentArguments.__annotations__)
     command = arguments.get("command", ())
     return Intent(
         memory_bytes=size_bytes("memory", arguments.get("memory")),
@@ -123,6 +133,7 @@ def intent_of(arguments: IntentArguments) -> Intent:
 
 def budget_of(arguments: BudgetArguments) -> Budget:
     """The budget that `arguments` ask for. Raises InvalidRequest."""
+    _check_names(arguments, BudgetArguments.__annotations__)
     return Budget(
         memory_max_bytes=size_bytes("memory", arguments.get("memory")),
         agent_memory_bytes=size_bytes("agent_memory", arguments.get("agent_memory")),

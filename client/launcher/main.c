@@ -69,7 +69,13 @@ static void without_answer(const struct options *options, const char *cause)
 
 	answer.used = 0;
 	if (options->json) {
-		struct reply reply = {.call = "", .message = cause, .suggestion = "", .reason = ""};
+		static struct text told; // of zeroes, so it ends with a NUL
+		struct reply reply = {.call = "", .message = told.bytes, .suggestion = "", .reason = ""};
+
+		text_add(&told, "no answer from the daemon at ");
+		text_add(&told, options->session_dir);
+		text_add(&told, "/" SOCKET_NAME ": ");
+		text_add(&told, cause);
 
 		if (!options->run_if_unreachable)
 			reply.suggestion = next_step;

@@ -265,7 +265,9 @@ class Sessions(TransparentDoor):
         session.priority = priority or session.priority
         self._promised(session)
         if rule is not None and rule != session.transparent:
-            told = f"The operator changed the session's transparent door from {session.transparent} to {rule}."
+            told = (
+                f"The operator changed the session's transparent door from {session.transparent} to {rule}."
+            )
             self._set_rule(session, rule)
             words += f" Its transparent door: {rule}."
             self._decided(Action.RELIMITED, name, told, actor=Actor.OPERATOR, transparent=str(rule))

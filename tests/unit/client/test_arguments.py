@@ -24,6 +24,15 @@ def test_texts_and_numbers_mean_the_same() -> None:
     assert (texts.cpu_milli, texts.deadline_ms, texts.expected_duration_ms) == (1500, 600_000, 90_000)
 
 
+def test_a_misspelt_limit_is_not_silently_absent() -> None:
+    misspelt: Any = {"memroy": "2G"}
+    unknown: Any = {"zzzz": 1}
+    with pytest.raises(InvalidRequest, match="no argument 'memroy'. Did you mean 'memory'?"):
+        intent_of(misspelt)
+    with pytest.raises(InvalidRequest, match="There are memory, agent_memory"):
+        budget_of(unknown)
+
+
 def test_nothing_declared_is_nothing_and_zero_is_zero() -> None:
     assert intent_of(IntentArguments()) == Intent()
     assert intent_of(IntentArguments(memory=0)).memory_bytes == 0

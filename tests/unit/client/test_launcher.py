@@ -443,6 +443,7 @@ def test_a_refusal_and_a_missing_daemon_are_json_too(door: Door, run: RunLaunche
         "unreachable",
         121,
     )
+    assert json.loads(closed.stderr)["message"].startswith("no answer from the daemon at /")
     assert (json.loads(opened.stderr)["decision"], json.loads(opened.stderr)["exit_status"]) == (
         "unreachable",
         None,
