@@ -33,13 +33,14 @@ MOST_MESSAGES: Final = 20
 PAUSE_S: Final = 0.2
 
 # Every call starts and most end well: that is no news, and would push out what is.
-_CALM: Final = frozenset(
-    {FeedbackKind.STARTED, FeedbackKind.DECLARED, FeedbackKind.SESSION, FeedbackKind.HELLO}
-)
+_CALM: Final = frozenset({FeedbackKind.STARTED, FeedbackKind.DECLARED, FeedbackKind.HELLO})
 
 
 def is_news(message: Feedback) -> bool:
     """Whether an agent that reads only now and then should find it."""
+    if message.kind is FeedbackKind.SESSION:
+        # That it was opened is none; that the host is emptied, or that it has less to use, is.
+        return message.level is not None or bool(message.advice)
     return message.kind not in _CALM and not (
         message.kind is FeedbackKind.ENDED and message.level is Level.AMPLE and not message.advice
     )

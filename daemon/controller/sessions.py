@@ -14,6 +14,7 @@ from agentcgroup.daemon.model import (
     FeedbackKind,
     KillReason,
     Labels,
+    Level,
     Priority,
     ProcessRef,
     Session,
@@ -273,7 +274,8 @@ class Sessions(TransparentDoor):
             self._decided(Action.RELIMITED, name, told, actor=Actor.OPERATOR, transparent=str(rule))
         self._remember_session(session)
         self._memory_shifted(name)
-        self._say(FeedbackKind.SESSION, name, words)
+        shrank = budget.memory_max_bytes < old.memory_max_bytes
+        self._say(FeedbackKind.SESSION, name, words, level=Level.TIGHT if shrank else Level.AMPLE)
         return session
 
     def freeze_session(self, name: str, reason: str, include_agent: bool) -> Session:

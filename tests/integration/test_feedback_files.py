@@ -71,6 +71,19 @@ async def test_what_happens_to_a_call_is_in_the_files_while_it_lives_and_the_end
     assert "enough" in daemon.socket("web", "feedback.txt").read_text()
 
 
+async def test_what_an_operator_does_to_the_session_is_in_the_files(daemon: Daemon) -> None:
+    await daemon.open("web")
+    daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=2 * GIB), None)
+    daemon.controller.drain("kernel update", None)
+    found = await document(daemon, lambda found: len(found["messages"]) == 2)
+    assert [each["level"] for each in found["messages"]] == ["tight", "critical"]
+    text = daemon.socket("web", "feedback.txt").read_text()
+    assert "2048 MiB in all" in text and "kernel update" in text and "save it" in text
+    daemon.controller.resume()
+    found = await document(daemon, lambda found: len(found["messages"]) == 3)
+    assert "takes new calls again" in found["messages"][-1]["message"]
+
+
 async def test_the_files_hold_a_bounded_number_of_messages(daemon: Daemon) -> None:
     await daemon.open("web")
     for _ in range(feedback_file.MOST_MESSAGES + 3):
