@@ -198,7 +198,8 @@ def _tell(arguments: argparse.Namespace, call: Call) -> int:
             ("declared", f"memory {size(call.intent.memory_bytes)}, CPU {cpu(call.intent.cpu_milli)}"),
             (
                 "limits",
-                f"memory {size(limits.memory_max_bytes)}, CPU {cpu(limits.cpu_milli)}, {count(limits.pids_max)} pids",
+                f"{size(limits.memory_bytes)} reserved, stopped at {size(limits.memory_max_bytes)}"
+                f", CPU {cpu(limits.cpu_milli)}, {count(limits.pids_max)} pids",
             ),
             ("ladder", _rung(call)),
             ("deadline", duration(limits.deadline_ms) if limits.deadline_ms is not None else ""),
@@ -251,7 +252,7 @@ def _set(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(answer)
     else:
-        for line in (f"{answer.decision}: {answer.message}", answer.suggestion, *answer.notices):
+        for line in (answer.message or answer.decision, answer.suggestion, *answer.notices):
             if line:
                 print(shown(line))
     return ExitStatus.REFUSED if answer.decision is Decision.REFUSED else ExitStatus.OK

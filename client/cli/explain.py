@@ -110,6 +110,8 @@ def grounds_of(event: Event) -> list[str]:
 
 
 def _worded(name: str, number: int) -> str:
+    if name.endswith("_bytes_per_s"):
+        return f"{name.removesuffix('_bytes_per_s').replace('_', ' ')} {size(number)} a second"
     stem, _, unit = name.rpartition("_")
     show = _UNITS.get(unit)
     return (

@@ -235,7 +235,7 @@ class Ladders(Endings):
             call=call,
             deadline_at_ns=deadline_at_ns,
             rung=stand.rung,
-            because_of=act.reason,
+            why=act.reason,
             memory_held_bytes=stand.held_bytes,
             memory_current_bytes=memory.current_bytes,
             memory_bytes=limits.memory_bytes,

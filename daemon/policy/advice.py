@@ -151,7 +151,7 @@ def _message(call: EndedCall) -> str:
             why = f" ({call.kill_note})" if call.kill_note else ""
             return f"Stopped: it was held back at {high} for {slowed}{why}{_peak(call)}."
         case Verdict.OPERATOR:
-            return f"Stopped by the operator{': ' + call.kill_note if call.kill_note else ''} after {took}."
+            return f"Stopped by the operator after {took}{': ' + call.kill_note if call.kill_note else ''}."
         case Verdict.SESSION_END:
             return f"Stopped because its session ended, after {took}."
         case Verdict.PARENT_END:

@@ -164,7 +164,7 @@ def check_shrink(
             Kind.STATE,
             f"running calls have reserved {format_size(memory_reserved_bytes)}; the new budget leaves them "
             f"{format_size(budget.calls_memory_bytes)}",
-            "wait for calls to end or kill some (`agentcg call list`), then change the budget",
+            "wait for calls to end, give them less (`agentcg call set`) or kill some (`agentcg call list`), then change it",
             "budget.memory_max_bytes",
         )
     current = usage.memory_current_bytes

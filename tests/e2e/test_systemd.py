@@ -136,6 +136,14 @@ def test_the_sandbox_of_the_unit_lets_the_doors_thread_go_first() -> None:
     assert os.sched_getscheduler(door) == 6
 
 
+def test_the_sandbox_of_the_unit_lets_a_stopped_tool_say_why(alive: Alive) -> None:
+    session = f"/run/agentcgroup/sessions/{SESSION}"
+    launch = [str(LAUNCHER), "run", "--session-dir", session, "--memory", "16M", "--timeout", "1s"]
+    stopped = subprocess.run([*launch, "--", "sleep", "600"], stderr=subprocess.PIPE, text=True, check=False)
+    assert stopped.returncode == -signal.SIGKILL
+    assert "agentcg: call c-" in stopped.stderr and "deadline" in stopped.stderr
+
+
 def test_the_daemon_outlives_its_tools_and_passes_that_on_to_nobody(alive: Alive) -> None:
     daemon = int(shown("MainPID"))
     assert int(Path(f"/proc/{daemon}/oom_score_adj").read_text()) == -900

@@ -246,7 +246,7 @@ def test_inside_a_session_its_own_calls_are_meant(cli: Cli, inside: ScriptedDaem
     assert json.loads(cli("call", "list", "--json")[1]) == [CALL_JSON]
     assert json.loads(cli("call", "tree", "--json")[1]) == [CALL_JSON]
     assert json.loads(cli("call", "show", "c1", "--json")[1]) == CALL_JSON
-    assert cli("call", "set", "c1", "--memory", "2G")[:2] == (0, "trimmed: less\nbe content\na notice\n")
+    assert cli("call", "set", "c1", "--memory", "2G")[:2] == (0, "less\nbe content\na notice\n")
     assert inside.requests("AdjustCall")[0].intent == pb.Intent(memory_bytes=2**31)
     limits = json.loads(cli("limits", "--json")[1])
     assert limits == as_json(convert.session_limits(filled(agent.GetLimitsResponse)))
@@ -330,7 +330,7 @@ def test_an_operator_watches_one_session_or_all(cli: Cli, outside: ScriptedDaemo
 def test_a_refused_change_exits_with_120(cli: Cli, outside: ScriptedDaemon) -> None:
     answer = pb.Answer(decision=pb.DECISION_REFUSED, message="no room", suggestion="ask for 1 GiB")
     outside.answers["UpdateCall"] = operator.UpdateCallResponse(answer=answer)
-    assert cli("call", "set", "c1", "--memory", "9G")[:2] == (120, "refused: no room\nask for 1 GiB\n")
+    assert cli("call", "set", "c1", "--memory", "9G")[:2] == (120, "no room\nask for 1 GiB\n")
 
 
 @pytest.mark.parametrize(
