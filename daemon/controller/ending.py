@@ -85,7 +85,11 @@ class Endings(Learning):
         # call's own.
         whole = reason in (KillReason.OPERATOR, KillReason.SESSION_END)
         for nested in self._ledger.descendants(call):
-            nested.kill_reason, nested.kill_note = (reason, note) if whole else (KillReason.PARENT_END, "")
+            # One that is ending already ends by its own cause.
+            if nested.is_live:
+                nested.kill_reason, nested.kill_note = (
+                    (reason, note) if whole else (KillReason.PARENT_END, "")
+                )
         call.kill_reason, call.kill_note = reason, note
         if reason is not KillReason.FINISHED:
             self._hold_stderr(call)

@@ -127,6 +127,11 @@ def _oom_local(cgroup: Cgroup) -> int | None:
     return events.oom if events else None
 
 
+def _oom_locals(cgroups: Iterable[Cgroup]) -> int | None:
+    hits = [hit for hit in map(_oom_local, cgroups) if hit is not None]
+    return sum(hits) if hits else None
+
+
 class CallGroup:
     """The cgroup of one call."""
 
@@ -187,19 +192,22 @@ class CallGroup:
     def oom_counters(self, session: "SessionGroup") -> OomCounters:
         try:
             events = self.cgroup.read(files.MEMORY_EVENTS)
-            own = _oom_local(self.cgroup)
+            local = _oom_local(self.cgroup)
+            # Its own processes stand in the leaf once there are nested calls.
+            own = self._leaf.read(files.MEMORY_EVENTS) if self._leaf is not None else events
         except CgroupGone:
             return OomCounters()
-        above = [session.calls, session.cgroup]
+        around = []
         outer = self.parent
         while outer is not None:
-            above.append(outer.cgroup)
+            around.append(outer.cgroup)
             outer = outer.parent
-        hits = [hit for hit in map(_oom_local, above) if hit is not None]
         return OomCounters(
             call_oom_kill=events.oom_kill if events else None,
-            call_oom_local=own,
-            session_oom_local=sum(hits) if hits else None,
+            call_oom_local=local,
+            session_oom_local=_oom_locals([session.calls, session.cgroup]),
+            own_oom_kill=own.oom_kill if own else None,
+            outer_oom_local=_oom_locals(around),
         )
 
     def kill(self) -> int:

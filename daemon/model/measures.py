@@ -103,8 +103,11 @@ class OomCounters:
 
     call_oom_kill: int | None = None
     call_oom_local: int | None = None
-    session_oom_local: int | None = None  # parent calls, calls/ and the session together
+    session_oom_local: int | None = None  # calls/ and the session together
     victim: OomVictim | None = None
+    # Of the victims those that were in no call nested in this one.
+    own_oom_kill: int | None = None
+    outer_oom_local: int | None = None  # of all calls that this one is nested in
 
 
 @dataclass(frozen=True, slots=True)

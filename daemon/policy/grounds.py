@@ -66,6 +66,8 @@ def of_end(report: Report, oom: OomCounters, kill_reason: KillReason | None) -> 
         "kill_reason": kill_reason,
         "call_oom_kill": oom.call_oom_kill,
         "call_oom_local": oom.call_oom_local,
+        "own_oom_kill": oom.own_oom_kill,
+        "outer_oom_local": oom.outer_oom_local,
         "session_oom_local": oom.session_oom_local,
         "pids_max_events": usage.pids_max_events,
         "duration_ms": report.duration_ms,

@@ -17,9 +17,15 @@ _KILLS = {
 }
 
 
-def _oom_level(counters: OomCounters, session_oom_attributed: int) -> Verdict:
+def _oom_level(counters: OomCounters, session_oom_attributed: int) -> Verdict | None:
+    """Whose limit it was; None: that of a nested call, which has a report of its own."""
     if counters.call_oom_local:
         return Verdict.MEMORY_LIMIT_CALL
+    if counters.own_oom_kill == 0:
+        return None
+    # The kernel takes a call whole, with what is nested in it.
+    if counters.outer_oom_local:
+        return Verdict.PARENT_END
     # One OOM of the session has one victim. Hits that earlier verdicts were blamed on do not count again, else a later
     # kill by the host would be put on the session.
     if counters.session_oom_local is not None and counters.session_oom_local > session_oom_attributed:
@@ -40,7 +46,9 @@ def judge(
     if kill_reason in _KILLS:
         return _KILLS[kill_reason]
     if failed and counters.call_oom_kill:
-        return _oom_level(counters, session_oom_attributed)
+        level = _oom_level(counters, session_oom_attributed)
+        if level is not None:
+            return level
     if status.exit_code == 0:
         return Verdict.OK
     if usage.pids_max_events and status.signal is None and status.exit_code is not None:

@@ -332,3 +332,37 @@ async def test_a_call_whose_end_fails_on_the_machine_still_gets_its_report_and_g
     assert not report.usage.HasField("memory_peak_bytes")
     after = (await agent.GetLimits(pb.GetLimitsRequest())).memory_available_bytes
     assert after == before + GIB
+
+
+async def test_a_nested_call_that_is_ending_keeps_its_own_verdict_when_the_outer_one_is_killed(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await daemon.open("web")
+    agent = daemon.agent("web")
+    outer_pid, inner_pid = daemon.process("web"), daemon.process("web")
+    begin = pb.BeginCallRequest(intent=t.Intent(memory_bytes=GIB), process=t.ProcessRef(pid=outer_pid))
+    outer = (await agent.BeginCall(begin)).call.id
+    daemon.host.calls[outer].pids.add(inner_pid)
+    begin = pb.BeginCallRequest(
+        intent=t.Intent(memory_bytes=MIB), process=t.ProcessRef(pid=inner_pid), parent_call_id=outer
+    )
+    inner = (await agent.BeginCall(begin)).call.id
+    daemon.host.statuses[inner_pid] = ExitStatus(signal=9)
+    daemon.host.calls[inner].oom = OomCounters(1, 1, 0)
+    is_ending, may_end = asyncio.Event(), asyncio.Event()
+    drained = daemon.host.drained
+
+    async def drained_late(call_id: str, deadline_s: float) -> bool:
+        is_ending.set()
+        await may_end.wait()
+        return await drained(call_id, deadline_s)
+
+    monkeypatch.setattr(daemon.host, "drained", drained_late)
+    daemon.host.kill_call(inner)
+    async with asyncio.timeout(DEADLINE_S):
+        await is_ending.wait()
+    killing = asyncio.create_task(daemon.controller.kill_call(outer, "a test"))
+    await daemon.settled()
+    may_end.set()
+    assert (await killing).verdict == "operator"
+    assert (await daemon.report(inner)).verdict == "memory_limit_call"

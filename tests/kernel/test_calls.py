@@ -234,12 +234,14 @@ def test_a_running_call_is_given_more_and_never_less_than_it_uses(
 
 def test_an_oom_of_a_nested_call_leaves_the_outer_one(daemon: RunningDaemon, session: str, ear: Ear) -> None:
     inner = f'{LAUNCHER} run --session-dir {daemon.session_dir(session)} --memory-max 60M -- {sys.executable} -S -c "{GROW}"'
-    process = daemon.launch(session, "sh", "-c", f"{inner}; echo inner $?", options=("--memory", "200M"))
+    process = daemon.launch(
+        session, "sh", "-c", f"{inner}; echo inner $?; exit 7", options=("--memory", "200M")
+    )
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "inner 137" in out
+    assert process.returncode == 7 and "inner 137" in out
     inner_report, outer_report = ended(ear, 2)
     assert inner_report.verdict is Verdict.MEMORY_LIMIT_CALL
-    assert outer_report.verdict is Verdict.OK
+    assert outer_report.verdict is Verdict.EXIT_CODE, "it failed by itself, at no limit of session or host"
 
 
 def test_a_frozen_call_stands_still(daemon: RunningDaemon, operator: OperatorClient, session: str) -> None:

@@ -8,6 +8,7 @@ from agentcgroup.daemon.policy.verdict import judge
 KILLED = ExitStatus(signal=9)
 NOTHING = OomCounters()
 OWN = OomCounters(call_oom_kill=1, call_oom_local=1, session_oom_local=0)
+NESTED = OomCounters(call_oom_kill=1, call_oom_local=0, session_oom_local=0, own_oom_kill=0)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,12 @@ OWN = OomCounters(call_oom_kill=1, call_oom_local=1, session_oom_local=0)
         (ExitStatus(exit_code=0), OWN, Usage(), None, Verdict.OK),
         (KILLED, OomCounters(1, 0, 1), Usage(), None, Verdict.MEMORY_LIMIT_SESSION),
         (KILLED, OomCounters(1, 0, 0), Usage(), None, Verdict.MEMORY_LIMIT_HOST),
+        # A nested call reached its limit and this one failed with it; or its own processes were killed, too.
+        (ExitStatus(exit_code=7), NESTED, Usage(), None, Verdict.EXIT_CODE),
+        (KILLED, NESTED, Usage(), None, Verdict.SIGNAL),
+        (KILLED, OomCounters(2, 1, 0, own_oom_kill=0), Usage(), None, Verdict.MEMORY_LIMIT_CALL),
+        # The call around this one reached its limit, and the kernel took both.
+        (KILLED, OomCounters(1, 0, 0, own_oom_kill=1, outer_oom_local=1), Usage(), None, Verdict.PARENT_END),
         (KILLED, NOTHING, Usage(), KillReason.DEADLINE, Verdict.DEADLINE),
         (KILLED, OWN, Usage(), KillReason.DEADLINE, Verdict.DEADLINE),
         (KILLED, NOTHING, Usage(), KillReason.OPERATOR, Verdict.OPERATOR),
