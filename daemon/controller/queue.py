@@ -188,12 +188,14 @@ class Queueing(Waits):
             return None
         self._measure()
         view = self._waiting_view()
+        answer: Answer | None = None
         if hopeless := queue.hopeless(view):
             # The budget has shrunk: the admission refuses them, with what would be granted.
             for each in hopeless:
-                self._let_in(self._waits[each.id])
+                without_hope = self._waits[each.id]
+                given = self._let_in(without_hope)
+                answer = given if without_hope is newcomer else answer
             view = self._waiting_view()
-        answer: Answer | None = None
         while True:
             found, kept_out = queue.plan(view), []
             for each in found.granted:
@@ -231,7 +233,7 @@ class Queueing(Waits):
             call.id,
             call.session,
             levels_of(call),
-            admission.least_memory_bytes(call.intent),
+            admission.least_memory_bytes(call.intent, self._defaults_of(call.intent, wait.learned)),
             self._class_of(call),
             wait.arrived,
             wait.passed,

@@ -183,9 +183,17 @@ def memory_available_bytes(session: SessionView, host: HostView, parent: ParentV
     return max(0, _tightest(_memory_rooms(session, host, parent)).free_bytes)
 
 
-def least_memory_bytes(intent: Intent) -> int:
+def least_memory_bytes(intent: Intent, defaults: CallDefaults) -> int:
     """The least room that `intent` is granted with: what it declared; one that declared nothing makes do."""
-    return intent.memory_bytes if intent.memory_bytes is not None else LEAST_MEMORY_BYTES
+    return _need_bytes(intent, LEAST_MEMORY_BYTES, defaults)
+
+
+def _need_bytes(intent: Intent, free_bytes: int, defaults: CallDefaults) -> int:
+    """What is reserved for `intent` where so much is free: what it declared, else as much of the default as there is."""
+    if intent.memory_bytes is not None:
+        return intent.memory_bytes
+    wanted = min(defaults.memory_bytes, intent.memory_max_bytes or defaults.memory_bytes)
+    return min(wanted, max(free_bytes, LEAST_MEMORY_BYTES))
 
 
 def limits_with_room(
@@ -251,19 +259,12 @@ def admit(
     rooms = _memory_rooms(session, host, parent)
     if closed is not None:
         # To wait for other calls to end is of no use to one that never fits.
-        least = least_memory_bytes(intent)
+        least = least_memory_bytes(intent, defaults)
         never_fits = closed.could_wait and any(least > room.total_bytes for room in rooms)
         return _refused_memory(least, rooms) if never_fits else closed
     room = _tightest(rooms)
     declared_max = intent.memory_max_bytes
-    if intent.memory_bytes is not None:
-        need = intent.memory_bytes
-    else:
-        need = min(
-            defaults.memory_bytes,
-            declared_max or defaults.memory_bytes,
-            max(room.free_bytes, LEAST_MEMORY_BYTES),
-        )
+    need = _need_bytes(intent, room.free_bytes, defaults)
     if need > room.free_bytes:
         return _refused_memory(need, rooms)
 

@@ -317,6 +317,22 @@ async def test_a_nested_call_waits_for_its_siblings_and_goes_with_its_parent(dae
     assert outcomes(daemon) == {QueueOutcome.GRANTED: 1, QueueOutcome.PARENT_END: 1}
 
 
+async def test_a_nested_call_that_makes_do_with_its_small_parent_is_granted_while_others_wait(
+    daemon: Daemon,
+) -> None:
+    await crowded(daemon)
+    controller = daemon.controller
+    outer = controller.declare("web", Intent(memory_bytes=4 * MIB, memory_max_bytes=8 * MIB)).call_id
+    controller.begin("web", outer, ProcessRef(daemon.process("web")))
+    waiting = controller.declare("web", BIG).call_id
+    inner = controller.declare("web", Intent(memory_max_bytes=8 * MIB), outer)
+    assert (inner.decision, inner.limits and inner.limits.memory_bytes) == (Decision.GRANTED, 8 * MIB)
+    assert controller.calls_waiting == 1
+    controller.give_back("web", waiting)
+    controller.give_back("web", inner.call_id)
+    await controller.finish("web", outer, None)
+
+
 # ---- the client
 
 
