@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
 /*
- * From a task up its cgroups; of the cgroup2 hierarchy, whatever else is mounted.
+ * From a task up its cgroups; of the cgroup2 hierarchy, whatever else is mounted. All of it by loads that the verifier
+ * knows the types of: a call of bpf_probe_read_kernel for each costs more than all else that is done on the way.
  */
 #ifndef AGENTCGROUP_ANCESTRY_BPF_H
 #define AGENTCGROUP_ANCESTRY_BPF_H
@@ -14,19 +15,19 @@ enum {
 
 static __always_inline struct cgroup *cgroup_of(struct task_struct *task)
 {
-	return BPF_CORE_READ(task, cgroups, dfl_cgrp);
+	return task->cgroups->dfl_cgrp;
 }
 
 static __always_inline u64 id_of(struct cgroup *cgroup)
 {
-	return BPF_CORE_READ(cgroup, kn, id);
+	return cgroup->kn->id;
 }
 
 static __always_inline struct cgroup *parent_of(struct cgroup *cgroup)
 {
-	struct cgroup_subsys_state *parent = BPF_CORE_READ(cgroup, self.parent);
+	struct cgroup_subsys_state *parent = cgroup->self.parent;
 
-	return parent ? BPF_CORE_READ(parent, cgroup) : NULL;
+	return parent ? parent->cgroup : NULL;
 }
 
 /* The body runs for `from` and for every cgroup above it, as `cursor`, innermost first; `depth` counts the steps. */

@@ -91,54 +91,47 @@ static __always_inline bool is_reported(u32 kind)
 	FOR_EACH_ANCESTOR(from)                                                                                        \
 		if (id = id_of(cursor), account = bpf_map_lookup_elem(&accounts, &id), account)
 
-/*
- * Global functions: the verifier looks at each once, not at every call, which is why they take a cgroup as a number.
- */
+/* Only at the end of a walk that went to the root. */
+#define COUNT_DEPTH_LOSS()                                                                                             \
+	do {                                                                                                           \
+		if (depth == MAX_DEPTH && cursor)                                                                      \
+			COUNT_LOSS(depth);                                                                             \
+	} while (0)
 
 /* The innermost account; 0: `from` is nobody's. */
-__noinline u64 account_of_cgroup(u64 from)
+static __noinline u64 account_of(struct cgroup *from)
 {
 	struct account *account;
 	u64 id;
 
-	FOR_EACH_ACCOUNT((struct cgroup *)from, id, account)
+	FOR_EACH_ACCOUNT(from, id, account)
 		return id;
-	if (depth == MAX_DEPTH && cursor)
-		COUNT_LOSS(depth);
+	COUNT_DEPTH_LOSS();
 	return 0;
 }
 
-enum {
-	/* Counters are the 64-bit words that struct account begins with; a power of two. */
-	COUNTERS = __builtin_offsetof(struct account, oom_limit_cgroup_id) / sizeof(u64),
-};
-
-_Static_assert((COUNTERS & (COUNTERS - 1)) == 0, "the bound of a counter is a mask");
-
-/* Adds to one counter of every account up to, and without, `until` (0: all). */
-__noinline int add_to_accounts(u64 from, u64 until, u32 counter, u64 amount)
+/*
+ * Adds to one counter, a word of struct account, of every account up to, and without, `until` (0: all). The innermost
+ * account; 0: `from` is nobody's.
+ */
+static __always_inline u64 add_to_accounts(struct cgroup *from, u64 until, u32 counter, u64 amount)
 {
 	struct account *account;
-	u64 id;
+	u64 id, innermost = 0;
 
-	FOR_EACH_ACCOUNT((struct cgroup *)from, id, account) {
+	FOR_EACH_ACCOUNT(from, id, account) {
+		if (!innermost)
+			innermost = id;
 		if (id == until)
-			break;
-		/* A mask that the compiler cannot see through, so that the verifier sees it. */
-		counter &= COUNTERS - 1;
-		barrier_var(counter);
+			return innermost;
 		__sync_fetch_and_add((u64 *)account + counter, amount);
 	}
-	return 0;
-}
-
-static __always_inline u64 account_of(struct cgroup *from)
-{
-	return account_of_cgroup((u64)from);
+	COUNT_DEPTH_LOSS();
+	return innermost;
 }
 
 #define ADD(from, counter, amount, until)                                                                              \
-	add_to_accounts((u64)(from), until, __builtin_offsetof(struct account, counter) / sizeof(u64), amount)
+	add_to_accounts(from, until, __builtin_offsetof(struct account, counter) / sizeof(u64), amount)
 
 static __always_inline void fill_header(struct event_header *header, u32 kind, u32 pid, u64 account_id,
 					struct cgroup *cgroup)

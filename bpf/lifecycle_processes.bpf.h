@@ -50,14 +50,13 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 
 	if (child->pid != child->tgid)
 		return 0;
-	account_id = account_of(cgroup);
-	if (!account_id)
-		return 0;
 	is_born_inside = cgroup_of(parent) == cgroup;
 	if (is_born_inside)
-		ADD(cgroup, forks, 1, 0);
+		account_id = ADD(cgroup, forks, 1, 0);
 	else
-		ADD(cgroup, arrivals, 1, account_of(cgroup_of(parent)));
+		account_id = ADD(cgroup, arrivals, 1, account_of(cgroup_of(parent)));
+	if (!account_id)
+		return 0;
 	home = home_of(child);
 	if (home) {
 		home->account_id = account_id;
@@ -80,13 +79,12 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 
 static __always_inline u32 process_group_of(struct task_struct *task)
 {
-	return BPF_CORE_READ(task, signal, pids[PIDTYPE_PGID], numbers[0].nr);
+	return task->signal->pids[PIDTYPE_PGID]->numbers[0].nr;
 }
 
 static __always_inline void read_arguments(struct exec_event *event, struct task_struct *task)
 {
-	u64 start = BPF_CORE_READ(task, mm, arg_start);
-	u64 end = BPF_CORE_READ(task, mm, arg_end);
+	u64 start = task->mm->arg_start, end = task->mm->arg_end;
 	u64 total = end > start ? end - start : 0;
 	u32 length = total < ARGUMENTS_BYTES ? total : ARGUMENTS_BYTES;
 
@@ -104,7 +102,7 @@ SEC("tp_btf/sched_process_exec")
 int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *program)
 {
 	struct cgroup *cgroup = cgroup_of(task);
-	u64 account_id = account_of(cgroup);
+	u64 account_id = ADD(cgroup, execs, 1, 0);
 	struct task_struct *parent;
 	struct exec_event *event;
 	struct home *home;
@@ -112,7 +110,6 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	u64 size;
 
 	if (account_id) {
-		ADD(cgroup, execs, 1, 0);
 		/* Here before its account was opened; or a new leader, made by an exec in another thread, whom nobody has told. */
 		home = home_of(task);
 		if (home && !home->is_known) {
@@ -133,9 +130,9 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	event = bpf_map_lookup_elem(&exec_scratch, &zero);
 	if (!event)
 		return 0;
-	parent = BPF_CORE_READ(task, real_parent);
+	parent = task->real_parent;
 	fill_header(&event->header, EVENT_EXEC, task->tgid, account_id, cgroup);
-	event->parent_pid = BPF_CORE_READ(parent, tgid);
+	event->parent_pid = parent->tgid;
 	event->process_group = process_group_of(task);
 	event->parent_process_group = process_group_of(parent);
 	bpf_core_read_str(event->comm, sizeof(event->comm), &task->comm);
@@ -164,7 +161,7 @@ static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *task, u
 
 	if (exit_tells_group_dead())
 		return ctx[1] & 0xff;
-	if (BPF_CORE_READ(task, signal, live.counter) != 0)
+	if (task->signal->live.counter != 0)
 		return false;
 	return bpf_map_update_elem(&recent_exits, &key, &one, BPF_NOEXIST) == 0;
 }
@@ -172,19 +169,21 @@ static __always_inline bool is_last_thread(u64 *ctx, struct task_struct *task, u
 /* What wait(2) will say: of exit_group and of fatal signals, else what the leader returned. */
 static __always_inline u32 wait_status_of(struct task_struct *task)
 {
-	if (BPF_CORE_READ(task, signal, flags) & SIGNAL_GROUP_EXIT)
-		return BPF_CORE_READ(task, signal, group_exit_code);
-	return BPF_CORE_READ(task, group_leader, exit_code);
+	if (task->signal->flags & SIGNAL_GROUP_EXIT)
+		return task->signal->group_exit_code;
+	return task->group_leader->exit_code;
 }
 
-static __always_inline void keep_longest(struct cgroup *cgroup, u64 lifetime_ns)
+/* An end on the books of every account; of a process that was forked inside, its life, too. */
+static __always_inline void add_exit(struct cgroup *cgroup, bool is_child, u64 lifetime_ns)
 {
 	struct account *account;
 	u64 id;
 
 	FOR_EACH_ACCOUNT(cgroup, id, account) {
+		__sync_fetch_and_add(&account->exits, 1);
 		/* Two that end at the same instant may overwrite each other; the longer differs by that instant. */
-		if (account->longest_child_ns < lifetime_ns)
+		if (is_child && account->longest_child_ns < lifetime_ns)
 			account->longest_child_ns = lifetime_ns;
 	}
 }
@@ -193,23 +192,20 @@ SEC("tp_btf/sched_process_exit")
 int on_exit(u64 *ctx)
 {
 	struct task_struct *task = (void *)ctx[0];
-	u64 started_at_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	u64 started_at_ns = task->group_leader->start_boottime;
 	struct cgroup *cgroup = cgroup_of(task);
-	struct exit_event *event;
-	bool is_child = false;
-	struct home *home;
 	u64 account_id, lifetime_ns;
+	struct exit_event *event;
+	struct home *home;
+	bool is_child;
 
 	account_id = account_of(cgroup);
 	if (!account_id || !is_last_thread(ctx, task, started_at_ns))
 		return 0;
 	lifetime_ns = bpf_ktime_get_boot_ns() - started_at_ns;
-	ADD(cgroup, exits, 1, 0);
 	home = bpf_task_storage_get(&homes, task->group_leader, 0, 0);
-	if (home && home->is_child) {
-		is_child = true;
-		keep_longest(cgroup, lifetime_ns);
-	}
+	is_child = home && home->is_child;
+	add_exit(cgroup, is_child, lifetime_ns);
 	if (!is_reported(EVENT_EXIT) || (is_child && !knobs.reports_children))
 		return 0;
 	event = reserve(EVENT_EXIT, sizeof(*event));
