@@ -128,6 +128,8 @@ static __always_inline void ask(struct memory_account *call, struct task_struct 
 	until = least(paid_until, now + max_ns);
 	if (hold->until_ns <= now) {
 		hold->asked_at_ns = now;
+		/* What is on it yet was somebody else's. */
+		hold->total_ns = 0;
 		__sync_fetch_and_add(&figures->asked, 1);
 	}
 	__sync_fetch_and_add(&call->asked_ns, length_ns);
@@ -155,16 +157,17 @@ static __always_inline void settle(struct memory_account *call, struct task_stru
 	if (!hold || !hold->total_ns || hold->begun_at_ns)
 		return;
 	held_ns = hold->total_ns;
-	__sync_fetch_and_add(&call->held_ns, held_ns);
-	__sync_fetch_and_add(&call->holds, 1);
 	/* Total and bound of a call are kept here; the scheduler's own bound is for who forgets to. */
 	hold->total_ns = 0;
+	/* Held for another reason, at a door, say: what is asked for here has a wait until the next charge. */
+	if (!hold->waited_ns)
+		return;
+	__sync_fetch_and_add(&call->held_ns, held_ns);
+	__sync_fetch_and_add(&call->holds, 1);
 	if (!figures)
 		return;
 	__sync_fetch_and_add(&figures->holds, 1);
 	__sync_fetch_and_add(&figures->held_ns, held_ns);
-	if (!hold->waited_ns)
-		return;
 	bucket = hold->waited_ns / WAIT_STEP_NS;
 	hold->waited_ns = 0;
 	if (bucket > WAIT_BUCKETS - 1)

@@ -48,11 +48,11 @@ class Tool:
 
 
 @contextlib.contextmanager
-def churning(cgroup: Cgroup, mib: int) -> Iterator[None]:
+def churning(cgroup: Cgroup, mib: int) -> "Iterator[subprocess.Popen[bytes]]":
     """Meanwhile a process in `cgroup` is charged again and again: a test waits for what comes of it as long as it takes."""
     process = _start(cgroup, CHURN, mib)
     try:
-        yield
+        yield process
     finally:
         process.kill()
         process.communicate(timeout=120)

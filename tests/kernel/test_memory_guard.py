@@ -1,6 +1,8 @@
 """The guard between sessions on a kernel that can hold tasks: who is slowed, who is not, and who is let go."""
 
 import contextlib
+import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +12,7 @@ from agentcgroup.bpf.programs import YOUNG
 from agentcgroup.bpf.scheduler import CpuScheduler, SchedulerMode
 from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
 from tests.growing import MIB, Tool, churning
-from tests.guarding import HIGH, LOW, PROMISED_MIB, Ground, guarded_ground
+from tests.guarding import FOREVER_NS, HIGH, LOW, PROMISED_MIB, Ground, guarded_ground
 from tests.running import wait_until
 
 pytestmark = pytest.mark.kernel
@@ -60,6 +62,31 @@ def test_a_call_that_grows_into_what_another_session_was_promised_is_held(ground
     assert low.held_ns > 0
     assert (high.holds, high.held_ns) == (0, 0)
     assert figures.holds >= low.holds and figures.failed == 0 and sum(figures.waits) > 0
+
+
+def test_time_held_for_another_reason_is_not_on_the_books(
+    ground: Ground, scheduler: tuple[CpuScheduler, SharedMaps]
+) -> None:
+    with shortage(ground):
+        wait_until(lambda: ground.growth(ground.low_call).holds > 0, deadline_s=60, what="a hold being over")
+    ground.set(hold_max_ns=0)
+    before = ground.growth(ground.low_call)
+    taken = Tool(ground.low_call, 48)
+    with churning(ground.high_call, 4) as process:
+        pidfd = os.pidfd_open(process.pid)
+
+        def held_ns() -> int:
+            return scheduler[0].held(pidfd).total_ns
+
+        # As at a door. For an hour, but bounded by the scheduler.
+        scheduler[0].hold(pidfd, time.monotonic_ns() + FOREVER_NS)
+        wait_until(lambda: held_ns() > 0, deadline_s=60, what="the hold being over")
+        ground.low_call.place(process.pid)
+        wait_until(lambda: held_ns() == 0, deadline_s=60, what="the next charge")
+        os.close(pidfd)
+    after = ground.growth(ground.low_call)
+    taken.end()
+    assert (after.holds, after.held_ns) == (before.holds, before.held_ns)
 
 
 def test_the_session_of_higher_rank_is_not_held_for_the_lower(ground: Ground) -> None:
