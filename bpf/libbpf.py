@@ -11,7 +11,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 __all__ = [
     "BpfError",
@@ -21,22 +21,18 @@ __all__ = [
     "attach_target_id",
     "autoload",
     "btf_of",
+    "checked",
     "close_object",
     "consume_ring",
-    "delete",
     "destroy_link",
     "find_map",
     "free_ring",
     "initial_value",
     "library",
     "load",
-    "lookup",
-    "lookup_and_delete",
-    "lookup_batch",
     "make_ring",
     "map_fd",
     "maps",
-    "next_key",
     "next_program",
     "object_info",
     "open_object",
@@ -50,7 +46,6 @@ __all__ = [
     "set_initial_value",
     "set_log",
     "set_max_entries",
-    "update",
     "value_bytes",
     "version",
 ]
@@ -178,8 +173,8 @@ def version() -> str:
     return text.decode()
 
 
-def _checked(doing: str, call: Callable[..., int], *arguments: object) -> int:
-    """libbpf 1.x returns a negative errno from functions that return a number."""
+def checked(doing: str, call: Callable[..., int], *arguments: object) -> int:
+    """What `call` returned; raises BpfError. libbpf 1.x returns a negative errno from functions that return a number."""
     with _listening() as lines:
         result = call(*arguments)
     if result < 0:
@@ -199,7 +194,7 @@ def _pointer(doing: str, call: Callable[..., int | None], *arguments: object) ->
 
 def attach_target_id(name: str, attach_type: int) -> int:
     """The BTF id in the kernel of what a program of `attach_type` attaches to."""
-    return _checked(
+    return checked(
         f"looking for {name} in the kernel's types",
         library().libbpf_find_vmlinux_btf_id,
         name.encode(),
@@ -217,7 +212,7 @@ def open_object(path: str) -> Handle:
 
 def load(handle: Handle, what: str) -> None:
     """Makes the maps and loads the programs that are to be loaded."""
-    _checked(f"loading {what}", library().bpf_object__load, handle)
+    checked(f"loading {what}", library().bpf_object__load, handle)
 
 
 def close_object(handle: Handle) -> None:
@@ -254,13 +249,13 @@ def autoload(program: Handle) -> bool:
 
 def set_autoload(program: Handle, wanted: bool) -> None:
     """Before `load`: whether it is loaded."""
-    _checked("choosing what is loaded", library().bpf_program__set_autoload, program, wanted)
+    checked("choosing what is loaded", library().bpf_program__set_autoload, program, wanted)
 
 
 def set_log(program: Handle, buffer: "ctypes.Array[ctypes.c_char]", level: int) -> None:
     """Before `load`: the verifier writes into `buffer`, which must outlive the object. Level 4 is its statistics."""
-    _checked("choosing the verifier's log", library().bpf_program__set_log_buf, program, buffer, len(buffer))
-    _checked("choosing the verifier's log", library().bpf_program__set_log_level, program, level)
+    checked("choosing the verifier's log", library().bpf_program__set_log_buf, program, buffer, len(buffer))
+    checked("choosing the verifier's log", library().bpf_program__set_log_level, program, level)
 
 
 def attach(program: Handle, what: str) -> Handle:
@@ -269,7 +264,7 @@ def attach(program: Handle, what: str) -> Handle:
 
 
 def program_fd(program: Handle) -> int:
-    return _checked("asking for a program's descriptor", library().bpf_program__fd, program)
+    return checked("asking for a program's descriptor", library().bpf_program__fd, program)
 
 
 class _RunOptions(ctypes.Structure):
@@ -293,13 +288,13 @@ def run_program(fd: int, context: ctypes.Structure | None = None) -> int:
     options = _RunOptions(ctypes.sizeof(_RunOptions))
     if context is not None:
         options.ctx_in, options.ctx_size_in = ctypes.addressof(context), ctypes.sizeof(context)
-    _checked("running a program", library().bpf_prog_test_run_opts, fd, ctypes.byref(options))
+    checked("running a program", library().bpf_prog_test_run_opts, fd, ctypes.byref(options))
     return int(options.retval)
 
 
 def destroy_link(link: Handle) -> None:
     """Detaches and frees."""
-    _checked("detaching a program", library().bpf_link__destroy, link)
+    checked("detaching a program", library().bpf_link__destroy, link)
 
 
 # ---- maps
@@ -313,7 +308,7 @@ def find_map(handle: Handle, name: str) -> Handle:
 
 def map_fd(handle: Handle) -> int:
     """The descriptor of a map of a loaded object; the object closes it."""
-    return _checked("asking for a map's descriptor", library().bpf_map__fd, handle)
+    return checked("asking for a map's descriptor", library().bpf_map__fd, handle)
 
 
 def maps(handle: Handle) -> Iterator[tuple[str, Handle]]:
@@ -327,7 +322,7 @@ def maps(handle: Handle) -> Iterator[tuple[str, Handle]]:
 
 def reuse_map(handle: Handle, fd: int) -> None:
     """Before `load`: use the map behind `fd`, which stays the caller's, instead of making one."""
-    _checked("reusing a map", library().bpf_map__reuse_fd, handle, fd)
+    checked("reusing a map", library().bpf_map__reuse_fd, handle, fd)
 
 
 def value_bytes(handle: Handle) -> int:
@@ -337,7 +332,7 @@ def value_bytes(handle: Handle) -> int:
 
 def set_max_entries(handle: Handle, entries: int) -> None:
     """Before `load`: the size, of a ring buffer in bytes."""
-    _checked(f"making a map {entries} large", library().bpf_map__set_max_entries, handle, entries)
+    checked(f"making a map {entries} large", library().bpf_map__set_max_entries, handle, entries)
 
 
 def initial_value(handle: Handle) -> bytearray:
@@ -349,74 +344,7 @@ def initial_value(handle: Handle) -> bytearray:
 
 def set_initial_value(handle: Handle, value: bytes) -> None:
     """Before `load`: the whole of a section's map (.rodata, .data)."""
-    _checked("setting a section's values", library().bpf_map__set_initial_value, handle, value, len(value))
-
-
-def update(
-    fd: int, key: "ctypes.Structure | ctypes._SimpleCData[int]", value: ctypes.Structure, flags: int = 0
-) -> None:
-    """BPF_ANY is 0, BPF_NOEXIST 1, BPF_EXIST 2."""
-    _checked(
-        "writing a map", library().bpf_map_update_elem, fd, ctypes.byref(key), ctypes.byref(value), flags
-    )
-
-
-def _found(doing: str, call: Callable[..., int], *arguments: object) -> bool:
-    result = call(*arguments)
-    if result < 0 and result != -errno.ENOENT:
-        raise BpfError(doing, -result)
-    return result == 0
-
-
-def lookup(fd: int, key: "ctypes.Structure | ctypes._SimpleCData[int]", value: ctypes.Structure) -> bool:
-    """Fills `value`; False: no such key."""
-    return _found("reading a map", library().bpf_map_lookup_elem, fd, ctypes.byref(key), ctypes.byref(value))
-
-
-def lookup_and_delete(
-    fd: int, key: "ctypes.Structure | ctypes._SimpleCData[int]", value: ctypes.Structure
-) -> bool:
-    """The same and removes it, with nothing lost between (hash maps: kernel 5.14)."""
-    return _found(
-        "taking from a map",
-        library().bpf_map_lookup_and_delete_elem,
-        fd,
-        ctypes.byref(key),
-        ctypes.byref(value),
-    )
-
-
-def delete(fd: int, key: "ctypes.Structure | ctypes._SimpleCData[int]") -> bool:
-    """False: no such key."""
-    return _found("deleting from a map", library().bpf_map_delete_elem, fd, ctypes.byref(key))
-
-
-def next_key(fd: int, key: "ctypes._SimpleCData[int] | None", following: "ctypes._SimpleCData[int]") -> bool:
-    """Fills `following`; False: `key` was the last. A key that is gone begins again."""
-    before = None if key is None else ctypes.byref(key)
-    return _found("walking a map", library().bpf_map_get_next_key, fd, before, ctypes.byref(following))
-
-
-def lookup_batch(
-    fd: int,
-    cursor: ctypes.c_uint64 | None,
-    following: ctypes.c_uint64,
-    keys: "ctypes.Array[ctypes.c_uint64]",
-    values: "ctypes.Array[Any]",
-) -> tuple[int, bool]:
-    """Fills `keys` and `values` from where `cursor` says (None: the beginning); how many, and whether that was the end.
-
-    `following` is the next cursor. Raises BpfError with ENOSPC where `keys` cannot take the entries of one bucket
-    (hash maps: kernel 5.6).
-    """
-    count = ctypes.c_uint32(len(keys))
-    before = None if cursor is None else ctypes.byref(cursor)
-    result = library().bpf_map_lookup_batch(
-        fd, before, ctypes.byref(following), keys, values, ctypes.byref(count), None
-    )
-    if result < 0 and result != -errno.ENOENT:
-        raise BpfError("reading a whole map", -result)
-    return count.value, result == -errno.ENOENT
+    checked("setting a section's values", library().bpf_map__set_initial_value, handle, value, len(value))
 
 
 # ---- ring buffers
@@ -435,7 +363,7 @@ def consume_ring(ring: Handle) -> int:
 
 def ring_epoll_fd(ring: Handle) -> int:
     """Readable when there are records; the ring closes it."""
-    return _checked("asking for a ring buffer's descriptor", library().ring_buffer__epoll_fd, ring)
+    return checked("asking for a ring buffer's descriptor", library().ring_buffer__epoll_fd, ring)
 
 
 def free_ring(ring: Handle) -> None:
@@ -446,4 +374,4 @@ def object_info(fd: int, info: ctypes.Structure) -> None:
     """Fills `info`, a struct bpf_prog_info or bpf_map_info or a part of its beginning; what the kernel lacks stays 0."""
     length = ctypes.c_uint32(ctypes.sizeof(info))
     doing = "asking the kernel about a BPF object"
-    _checked(doing, library().bpf_obj_get_info_by_fd, fd, ctypes.byref(info), ctypes.byref(length))
+    checked(doing, library().bpf_obj_get_info_by_fd, fd, ctypes.byref(info), ctypes.byref(length))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
-from agentcgroup.bpf import abi, libbpf
+from agentcgroup.bpf import abi, map_entries
 from agentcgroup.bpf.abi import DoorSource, EventKind, PassageHold
 from agentcgroup.bpf.programs import YOUNG, Absent, Programs, object_path
 from agentcgroup.bpf.records import Record, command_name, decode
@@ -173,7 +173,7 @@ class Lifecycle:
 
     def let_be(self, pidfd: int) -> None:
         """No door is told of this process, nor of what it forks from now on. Raises BpfError: it has ended."""
-        libbpf.update(self._programs.map_fd("let_be"), ctypes.c_int(pidfd), abi.Mark(1))
+        map_entries.update(self._programs.map_fd("let_be"), ctypes.c_int(pidfd), abi.Mark(1))
 
     def let_through(self, pid: int) -> tuple[PassageHold, int]:
         """Ends the hold of a process at its door: how it was, and how many ns after the exec it began. Raises BpfError."""

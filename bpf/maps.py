@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from agentcgroup.bpf import libbpf
+from agentcgroup.bpf import map_entries
 
 __all__ = ["ArrayMap", "HashMap"]
 
@@ -22,23 +22,23 @@ class HashMap(Generic[_V]):
 
     def put_new(self, key: int, value: _V) -> None:
         """Raises BpfError with EEXIST when there is one, with E2BIG when the map is full."""
-        libbpf.update(self._fd, ctypes.c_uint64(key), value, _NOEXIST)
+        map_entries.update(self._fd, ctypes.c_uint64(key), value, _NOEXIST)
 
     def put(self, key: int, value: _V) -> None:
-        libbpf.update(self._fd, ctypes.c_uint64(key), value)
+        map_entries.update(self._fd, ctypes.c_uint64(key), value)
 
     def get(self, key: int) -> _V | None:
         value = self._value()
-        return value if libbpf.lookup(self._fd, ctypes.c_uint64(key), value) else None
+        return value if map_entries.lookup(self._fd, ctypes.c_uint64(key), value) else None
 
     def pop(self, key: int) -> _V | None:
         """Reads and removes in one step, so that nothing is added between."""
         value = self._value()
-        return value if libbpf.lookup_and_delete(self._fd, ctypes.c_uint64(key), value) else None
+        return value if map_entries.lookup_and_delete(self._fd, ctypes.c_uint64(key), value) else None
 
     def delete(self, key: int) -> bool:
         """False: there was none."""
-        return libbpf.delete(self._fd, ctypes.c_uint64(key))
+        return map_entries.delete(self._fd, ctypes.c_uint64(key))
 
     def items(self, at_most: int) -> dict[int, _V]:
         """All entries, in one system call when there are `at_most` or fewer; those that change meanwhile may be missing."""
@@ -46,7 +46,7 @@ class HashMap(Generic[_V]):
         found: dict[int, _V] = {}
         cursor, following, is_end = None, ctypes.c_uint64(), False
         while not is_end:
-            count, is_end = libbpf.lookup_batch(self._fd, cursor, following, keys, values)
+            count, is_end = map_entries.lookup_batch(self._fd, cursor, following, keys, values)
             for number in range(count):
                 found[keys[number]] = self._value.from_buffer_copy(values[number])
             cursor, following = following, ctypes.c_uint64()
@@ -56,7 +56,7 @@ class HashMap(Generic[_V]):
         """All keys; those added or removed meanwhile may be missing, or come twice."""
         before: ctypes.c_uint64 | None = None
         following = ctypes.c_uint64()
-        while libbpf.next_key(self._fd, before, following):
+        while map_entries.next_key(self._fd, before, following):
             yield following.value
             before = ctypes.c_uint64(following.value)
 
@@ -71,9 +71,9 @@ class ArrayMap(Generic[_V]):
     def __getitem__(self, index: int) -> _V:
         """Raises IndexError past the end."""
         value = self._value()
-        if not libbpf.lookup(self._fd, ctypes.c_uint32(index), value):
+        if not map_entries.lookup(self._fd, ctypes.c_uint32(index), value):
             raise IndexError(index)
         return value
 
     def __setitem__(self, index: int, value: _V) -> None:
-        libbpf.update(self._fd, ctypes.c_uint32(index), value)
+        map_entries.update(self._fd, ctypes.c_uint32(index), value)

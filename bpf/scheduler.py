@@ -13,7 +13,7 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Final
 
-from agentcgroup.bpf import libbpf
+from agentcgroup.bpf import libbpf, map_entries
 from agentcgroup.bpf.maps import HashMap
 from agentcgroup.bpf.programs import Programs, object_path
 from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
@@ -229,18 +229,18 @@ class CpuScheduler(Programs):
         self._classes.put(cgroup_id, _Class(int(latency)))
         # Only now, or the program would keep what it found before.
         self._class_changes += 1
-        libbpf.update(self.map_fd("latency_changes"), _u32(0), _Class(self._class_changes))
+        map_entries.update(self.map_fd("latency_changes"), _u32(0), _Class(self._class_changes))
 
     def hold(self, pidfd: int, until_ns: int) -> None:
         """Keep the thread of `pidfd` off its CPU until then, as holds.bpf.h says; 0 lets it go. Raises BpfError."""
         hold = self.held(pidfd)
         hold.until_ns = until_ns
-        libbpf.update(self._holds_fd(), ctypes.c_int(pidfd), hold)
+        map_entries.update(self._holds_fd(), ctypes.c_int(pidfd), hold)
 
     def held(self, pidfd: int) -> SchedulerHold:
         """What is known of the holds of that thread; all 0 when nobody ever wanted it held."""
         hold = SchedulerHold()
-        libbpf.lookup(self._holds_fd(), ctypes.c_int(pidfd), hold)
+        map_entries.lookup(self._holds_fd(), ctypes.c_int(pidfd), hold)
         return hold
 
     def _holds_fd(self) -> int:
@@ -273,6 +273,6 @@ class CpuScheduler(Programs):
         found = {}
         for number, name in enumerate(COUNTERS):
             value = per_cpu()
-            libbpf.lookup(fd, _u32(number), value)
+            map_entries.lookup(fd, _u32(number), value)
             found[name] = sum(value.values)
         return found
