@@ -1,7 +1,8 @@
 """What the kernel programs cost work that has nothing to do with them: a part of the kernel benchmark.
 
 Each round does every kind of work (pages allocated, processes started, context switches) once with nothing attached and
-once with each set of programs, in changing order, in a cgroup with accounts. What counts is the loss of a round against
+once with each set of programs, in changing order, in a cgroup as deep as a call's and with the accounts that the daemon
+keeps: of its root, the session, the call. What counts is the loss of a round against
 its own bare block: what disturbs the machine for a while disturbs both. Pages are charged, and the memory program runs,
 only where the cgroup has the memory controller.
 """
@@ -13,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,17 +33,21 @@ from bench.figures import percentile
 from bench.kernel_part import Figures, Part
 from bench.report import Target
 
-ROUNDS: Final = 10
+ROUNDS: Final = 6
 # Bare blocks are made this long: a few scheduler ticks and thousands of steps, but many rounds in a minute.
 BLOCK_NS: Final = 250_000_000
 # What is tried to find how many steps that is.
 FIRST_STEPS: Final = {"alloc": 20_000, "fork": 50, "switch": 1_000}
 TARGET_PERCENT: Final = 2.0
+# Programs and maps of the block before are freed after it, which would be on the time of this one.
+SETTLE_S: Final = 0.2
+CONTROLLERS: Final = ("memory", "cpu", "pids")
 _RESAMPLES: Final = 2000
 # include/uapi/linux/sched.h
 _SCHED_EXT: Final = 7
 
-Attach = Callable[[Cgroup, contextlib.ExitStack], None]
+# Gets the cgroups with accounts, outermost first; the work is done in the last.
+Attach = Callable[[Sequence[Cgroup], contextlib.ExitStack], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,34 +61,36 @@ class Loss:
     quartiles_percent: tuple[float, float]
 
 
-def attach_programs(cgroup: Cgroup, stack: contextlib.ExitStack) -> None:
+def attach_programs(accounts: Sequence[Cgroup], stack: contextlib.ExitStack) -> None:
     """What the daemon loads by default."""
     lifecycle = Lifecycle(lambda _: None, kinds=DAEMON_KINDS, with_children=False)
     stack.callback(lifecycle.close)
-    lifecycle.open_account(cgroup.id)
+    for cgroup in accounts:
+        lifecycle.open_account(cgroup.id)
     try:
         memory = MemoryProgram()
     except BpfError as error:
         print(f"bench.kernel_overhead: without the memory program: {error}", file=sys.stderr)
         return
     stack.callback(memory.close)
-    memory.open_account(cgroup.id)
+    for cgroup in accounts:
+        memory.open_account(cgroup.id)
 
 
-def attach_all(cgroup: Cgroup, stack: contextlib.ExitStack) -> None:
+def attach_all(accounts: Sequence[Cgroup], stack: contextlib.ExitStack) -> None:
     """The same and the CPU scheduler for every task of the host."""
-    attach_programs(cgroup, stack)
+    attach_programs(accounts, stack)
     stack.enter_context(CpuScheduler()).attach_scheduler(SchedulerMode.FULL)
 
 
-def attach_partial(cgroup: Cgroup, stack: contextlib.ExitStack) -> None:
+def attach_partial(accounts: Sequence[Cgroup], stack: contextlib.ExitStack) -> None:
     """The scheduler alone, for others: what its being there costs whoever it does not schedule."""
     stack.enter_context(CpuScheduler()).attach_scheduler(SchedulerMode.PARTIAL)
 
 
-def attach_partial_to_work(cgroup: Cgroup, stack: contextlib.ExitStack) -> None:
+def attach_partial_to_work(accounts: Sequence[Cgroup], stack: contextlib.ExitStack) -> None:
     """The scheduler alone, for this process and what it starts: what a call pays in mode partial."""
-    attach_partial(cgroup, stack)
+    attach_partial(accounts, stack)
     os.sched_setscheduler(0, _SCHED_EXT, os.sched_param(0))
     stack.callback(os.sched_setscheduler, 0, os.SCHED_OTHER, os.sched_param(0))
 
@@ -119,20 +127,22 @@ def loss(bare_ns: Sequence[int], with_ns: Sequence[int], steps: int) -> Loss:
 
 
 def compare(
-    program: Path, cgroup: Cgroup, arms: Mapping[str, Attach], rounds: int
+    program: Path, accounts: Sequence[Cgroup], arms: Mapping[str, Attach], rounds: int
 ) -> dict[str, dict[str, Loss]]:
     """Per arm and kind of work, against the bare blocks of the same rounds."""
-    steps = {}
+    steps, cgroup = {}, accounts[-1]
     for kind, count in FIRST_STEPS.items():
         work_ns(program, kind, count, cgroup)
         steps[kind] = max(10, count * BLOCK_NS // work_ns(program, kind, count, cgroup))
     blocks: dict[str, dict[str, list[int]]] = {arm: {kind: [] for kind in steps} for arm in ("bare", *arms)}
     for number in range(rounds):
         order = list(blocks)
+        print(f"overhead: round {number + 1} of {rounds}", flush=True)
         for arm in order[number % len(order) :] + order[: number % len(order)]:
             with contextlib.ExitStack() as stack:
                 if arm != "bare":
-                    arms[arm](cgroup, stack)
+                    arms[arm](accounts, stack)
+                time.sleep(SETTLE_S)
                 for kind, count in steps.items():
                     blocks[arm][kind].append(work_ns(program, kind, count, cgroup))
     return {
@@ -152,11 +162,16 @@ def measure(rounds: int) -> Figures:
         }
     with (
         tempfile.TemporaryDirectory() as directory,
-        scratch_cgroup("memory", "cpu", "pids") as parent,
-        parent.create_child("work") as cgroup,
+        scratch_cgroup(*CONTROLLERS) as root,
+        root.create_child("session") as session,
+        session.create_child("calls") as calls,
     ):
-        has_memory = cgroup.read(files.MEMORY_CURRENT) is not None
-        results = compare(spawning.build_one("work", Path(directory)), cgroup, arms, rounds)
+        for above in (session, calls):
+            above.enable_controllers(frozenset(root.read(files.CGROUP_SUBTREE_CONTROL) or ()))
+        with calls.create_child("call") as call:
+            has_memory = call.read(files.MEMORY_CURRENT) is not None
+            program = spawning.build_one("work", Path(directory))
+            results = compare(program, (root, session, call), arms, rounds)
     return {
         "memory_controller": has_memory,
         "arms": {arm: {kind: asdict(one) for kind, one in kinds.items()} for arm, kinds in results.items()},
