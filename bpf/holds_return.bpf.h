@@ -7,10 +7,10 @@
 #ifndef AGENTCGROUP_HOLDS_RETURN_BPF_H
 #define AGENTCGROUP_HOLDS_RETURN_BPF_H
 
+#include "compat.bpf.h"
 #include "holds.bpf.h"
 
 enum {
-	KICK_PREEMPT = 2,
 	KICK_LOOKS = 256,
 };
 
@@ -19,18 +19,8 @@ enum {
 /* Set to 0 where the kernel will not have task work as it is used here, which has changed twice since 6.18. */
 const volatile u32 uses_task_work = 1;
 
-typedef int task_work_callback(struct bpf_map *map, void *key, void *value);
-
-/* On the way back to user mode, callback(map, key, value): the first since 7.0, the second in 6.18 and 6.19. */
-extern int bpf_task_work_schedule_resume(struct task_struct *task, struct bpf_task_work *work, void *map,
-					 task_work_callback *callback) __ksym __weak;
-extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct bpf_task_work *work, void *map,
-					      task_work_callback *callback, void *unused) __ksym __weak;
 /* The class of tasks that sched_ext schedules; without it nobody can be held. */
 extern const void ext_sched_class __ksym __weak;
-extern void scx_bpf_kick_cpu(s32 cpu, u64 flags) __ksym __weak;
-extern void bpf_preempt_disable(void) __ksym __weak;
-extern void bpf_preempt_enable(void) __ksym __weak;
 
 /* Whether a scheduler of sched_ext has the task: every one in mode full, and none without. */
 static __always_inline bool can_be_held(struct task_struct *task)
@@ -61,7 +51,7 @@ static __always_inline bool be_held(struct scheduler_hold *hold)
 	hold->on_way_back = 1;
 	/* Taken off when preemption is enabled again, not within the kick: there it is an RCU reader, for which all wait. */
 	bpf_preempt_disable();
-	scx_bpf_kick_cpu(bpf_get_smp_processor_id(), KICK_PREEMPT);
+	scx_bpf_kick_cpu(bpf_get_smp_processor_id(), SCX_KICK_PREEMPT_);
 	bpf_preempt_enable();
 	bpf_loop(KICK_LOOKS, has_come, &kick, 0);
 	hold->on_way_back = 0;
@@ -75,12 +65,8 @@ static __always_inline bool be_held(struct scheduler_hold *hold)
 static __always_inline void hold_on_way_back(struct task_struct *task, struct bpf_task_work *work, void *map,
 					     task_work_callback *callback)
 {
-	if (!uses_task_work || !bpf_ksym_exists(scx_bpf_kick_cpu) || !bpf_ksym_exists(bpf_preempt_enable))
-		return;
-	if (bpf_ksym_exists(bpf_task_work_schedule_resume))
-		bpf_task_work_schedule_resume(task, work, map, callback);
-	else if (bpf_ksym_exists(bpf_task_work_schedule_resume_impl))
-		bpf_task_work_schedule_resume_impl(task, work, map, callback, NULL);
+	if (uses_task_work && bpf_ksym_exists(scx_bpf_kick_cpu) && bpf_ksym_exists(bpf_preempt_enable))
+		call_on_way_back(task, work, map, callback);
 }
 
 #endif

@@ -55,9 +55,6 @@ struct {
 	__type(value, u32);
 } let_be SEC(".maps");
 
-extern struct task_struct *bpf_task_from_pid(s32 pid) __ksym __weak;
-extern void bpf_task_release(struct task_struct *p) __ksym __weak;
-
 struct held_at_door {
 	struct bpf_task_work work;
 };

@@ -11,8 +11,6 @@
 #include "lifecycle_door.bpf.h"
 
 enum {
-	/* include/linux/sched/signal.h */
-	SIGNAL_GROUP_EXIT = 4,
 	/* Exits that are told apart where the kernel does not do it; see compat.bpf.h. */
 	RECENT_EXITS = 1024,
 	/* include/linux/pid_types.h */

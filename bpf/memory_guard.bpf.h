@@ -23,9 +23,6 @@
 #include "holds_return.bpf.h"
 #include "memory_claims.bpf.h"
 
-extern struct task_struct *bpf_task_from_pid(s32 pid) __ksym __weak;
-extern void bpf_task_release(struct task_struct *p) __ksym __weak;
-
 enum {
 	BATCH_PAGES = 64,
 	/* As many batches as a huge page is. */

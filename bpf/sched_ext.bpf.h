@@ -3,7 +3,8 @@
  * The part of the kernel's sched_ext interface that we use (kernel/sched/ext*, Documentation/scheduler/sched-ext.rst).
  *
  * The types are flavours (name___scheduler): libbpf strips the suffix and relocates every access, so that kernel.h can
- * hold other fields of the same types. Our sched_ext_ops lacks members that we do not set, and libbpf leaves those zero.
+ * hold other fields of the same types. Our sched_ext_ops lacks members that we do not set, and libbpf leaves those zero, as
+ * it leaves out those that the kernel lacks.
  */
 #ifndef AGENTCGROUP_SCHED_EXT_BPF_H
 #define AGENTCGROUP_SCHED_EXT_BPF_H
@@ -165,8 +166,6 @@ extern const struct cpumask *scx_bpf_get_online_cpumask(void) __ksym __weak;
 extern void scx_bpf_put_cpumask(const struct cpumask *cpumask) __ksym __weak;
 extern bool bpf_cpumask_subset(const struct cpumask *src1, const struct cpumask *src2) __ksym __weak;
 extern bool bpf_cpumask_test_cpu(u32 cpu, const struct cpumask *cpumask) __ksym __weak;
-/* Since 6.19, where p->scx.slice may no longer be ours to write. */
-extern bool scx_bpf_task_set_slice(struct task_struct *p, u64 slice) __ksym __weak;
 /* The registers that the running interrupt came upon (lib/irq_regs.c). */
 extern struct pt_regs *__irq_regs __ksym __weak;
 
@@ -182,14 +181,6 @@ static __always_inline bool is_idle_cgroup(struct cgroup *cgrp)
 		return false;
 	bpf_probe_read_kernel(&group, sizeof(group), states + cpu * sizeof(group));
 	return group && BPF_CORE_READ(group, idle);
-}
-
-static __always_inline void set_slice(struct task_struct *p, u64 slice)
-{
-	if (bpf_ksym_exists(scx_bpf_task_set_slice))
-		scx_bpf_task_set_slice(p, slice);
-	else
-		((struct task_struct___scheduler *)p)->scx.slice = slice;
 }
 
 /* Not because of the program that asks, which counts once on the task that it interrupts. */

@@ -10,7 +10,7 @@
 #ifndef AGENTCGROUP_SCHEDULER_TREE_BPF_H
 #define AGENTCGROUP_SCHEDULER_TREE_BPF_H
 
-#include "sched_ext.bpf.h"
+#include "compat.bpf.h"
 
 enum {
 	/* A power of two. Group 0 is none; more cgroups than this share their parent's group. */
