@@ -156,9 +156,15 @@ class Memory(Protocol):
         """None: this host does not account memory, and there is nothing to protect."""
 
     def session(self, name: str) -> SessionMemory | None: ...
+    def calls_memory(self, session: str) -> CallMemory:
+        """Of all calls of the session together, without its agent."""
+
     def call_bytes(self, call_id: str) -> int | None: ...
     def set_mark(self, session: str, mark_bytes: int | None) -> None:
         """How much the session's calls may use until the listener hears of it; None: what their budget says."""
+
+    def listen_to_mark(self, session: str, listens: bool) -> None:
+        """Whether `memory_mark_crossed` is told of this session; what happened while it was not is not told."""
 
     def protect_calls(self, session: str, promises: tuple[tuple[str, int], ...]) -> None:
         """Keeps so many bytes of each of these calls from reclaim, as far as others have something to give."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from agentcgroup.daemon.model import AgentActivity, HostMemory, SessionMemory
+from agentcgroup.daemon.model import AgentActivity, CallMemory, HostMemory, SessionMemory
 
 if TYPE_CHECKING:
     from tests.fakes import FakeHost
@@ -31,6 +31,8 @@ class FakeMemory:
     marks: dict[str, int | None] = field(default_factory=dict)
     lows: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     watched: set[str] = field(default_factory=set)
+    # Sessions whose marks nobody listens to at present.
+    deaf: set[str] = field(default_factory=set)
     victims: list[str] = field(default_factory=list)
     reads: int = 0
 
@@ -53,8 +55,16 @@ class FakeMemory:
             return None
         return self.uses[call_id].bytes if call_id in self.uses else 0
 
+    def calls_memory(self, session: str) -> CallMemory:
+        held = [self.host_.call_memory(each).held_bytes for each in self._calls_of(session)]
+        known = sum(each for each in held if each is not None)
+        return CallMemory(known, known)
+
     def set_mark(self, session: str, mark_bytes: int | None) -> None:
         self.marks[session] = mark_bytes
+
+    def listen_to_mark(self, session: str, listens: bool) -> None:
+        (self.deaf.discard if listens else self.deaf.add)(session)
 
     def protect_calls(self, session: str, promises: tuple[tuple[str, int], ...]) -> None:
         self.lows[session] = promises

@@ -365,6 +365,9 @@ class FakeHost:
 
     def call_memory(self, call_id: str) -> CallMemory:
         call = self.calls.get(call_id)
+        if call is not None and call_id in self.memory.uses and call.memory == CallMemory():
+            used = self.memory.uses[call_id].bytes
+            return CallMemory(used, used)
         return call.memory if call else CallMemory()
 
     def limit_softly(self, call_id: str, high_bytes: int | None) -> None:
@@ -383,6 +386,11 @@ class FakeHost:
         is_over = call.high_bytes is not None and held_bytes > call.high_bytes
         if call.is_watched and is_over and self.listener is not None:
             self.listener.memory_throttled(call_id)
+        session = call.call.session
+        mark, calls = self.memory.marks.get(session), self.memory.calls_memory(session)
+        is_crossed = mark is not None and (calls.current_bytes or 0) > mark
+        if is_crossed and session not in self.memory.deaf and self.listener is not None:
+            self.listener.memory_mark_crossed(session)
 
     def oom_counters(self, call_id: str) -> OomCounters:
         call = self.calls.get(call_id)

@@ -17,7 +17,6 @@ from typing import Any, Final
 from agentcgroup.daemon import record
 from agentcgroup.daemon.controller.core import Life
 from agentcgroup.daemon.controller.drain import Draining
-from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.model import (
     Action,
@@ -28,7 +27,6 @@ from agentcgroup.daemon.model import (
     FeedbackKind,
     FreezeCause,
     Intent,
-    KillReason,
     Session,
     SessionState,
     ToolCall,
@@ -228,10 +226,7 @@ class Adoption(Draining):
         self.counters.calls_adopted += 1
         left_ms = None
         if call.limits.deadline_ms is not None:
-            left_ms = max(
-                0, call.limits.deadline_ms - (self._clock.now_ns() - call.started_at_ns) // 1_000_000
-            )
-            self._arm(Timer.DEADLINE, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
+            left_ms = int(self._arm_deadline(call, call.limits.deadline_ms))
         self._decided(
             Action.ADOPTED,
             call.session,
@@ -256,6 +251,7 @@ class Adoption(Draining):
         """A stop that sessions outlive: nobody is held back by a policy that nobody follows any more."""
         self.withdraw_standing()
         self._let_everybody_go()
+        self._lift_session_marks()
         for call in self._ledger.calls(None):
             if call.started_at_ns is not None and call.is_live:
                 self._thaw(call, FreezeCause.LADDER)

@@ -4,14 +4,12 @@ import asyncio
 
 from agentcgroup.daemon.controller.core import Life
 from agentcgroup.daemon.controller.sampling import Sampling
-from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.model import (
     Action,
     Actor,
     CallState,
     ExitStatus,
     FeedbackKind,
-    KillReason,
     Level,
     ToolCall,
 )
@@ -25,12 +23,7 @@ class Beginnings(Sampling):
         call.ticket = ""
         self._follow(call, process)
         if call.limits.deadline_ms is not None:
-            self._arm(
-                Timer.DEADLINE,
-                call.id,
-                call.limits.deadline_ms,
-                lambda: self._kill(call, KillReason.DEADLINE),
-            )
+            self._arm_deadline(call, call.limits.deadline_ms)
         # Said after the answer: logging and streaming are no part of what the caller waits for.
         asyncio.get_running_loop().call_soon(self._say_started, call)
         self._memory_shifted(call.session)

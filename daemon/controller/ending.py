@@ -26,7 +26,7 @@ from agentcgroup.daemon.model import (
     Usage,
     Verdict,
 )
-from agentcgroup.daemon.policy import admission, advice, grounds
+from agentcgroup.daemon.policy import admission, advice, deadline, grounds
 from agentcgroup.daemon.policy.grounds import NO_GROUNDS, Grounds
 from agentcgroup.daemon.policy.suggest import project_of
 from agentcgroup.daemon.policy.verdict import judge
@@ -109,17 +109,50 @@ class Endings(Learning):
 
     def _begin_end(self, call: ToolCall) -> None:
         call.state = CallState.ENDING
-        for timer in (Timer.DEADLINE, Timer.LADDER):
+        for timer in (Timer.DEADLINE_NEAR, Timer.DEADLINE, Timer.LADDER):
             self._disarm(timer, call.id)
         self._spawn(self._end(call))
+
+    def _arm_deadline(self, call: ToolCall, deadline_ms: int) -> float:
+        """Ends a begun call `deadline_ms` after its begin, and says so before; how long that is from now."""
+        assert call.started_at_ns is not None
+        elapsed_ms = (self._clock.now_ns() - call.started_at_ns) / 1e6
+        left_ms = max(0.0, deadline_ms - elapsed_ms)
+        self._arm(Timer.DEADLINE, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
+        notice_ms = deadline.notice_ms(deadline_ms)
+        if notice_ms is not None and left_ms > 0:
+            wait_ms = max(0.0, left_ms - notice_ms)
+            self._arm(Timer.DEADLINE_NEAR, call.id, wait_ms, lambda: self._warn_of_deadline(call))
+        else:
+            self._disarm(Timer.DEADLINE_NEAR, call.id)
+        return left_ms
+
+    def _warn_of_deadline(self, call: ToolCall) -> None:
+        deadline_ms = call.limits.deadline_ms
+        if call.started_at_ns is None or deadline_ms is None:
+            return
+        at_ns = call.started_at_ns + deadline_ms * 1_000_000
+        left_ms = max(0, at_ns - self._clock.now_ns()) // 1_000_000
+        message, words = deadline.word(call.id, deadline_ms, left_ms)
+        self._decided(
+            Action.WARNED, call.session, message, call=call, deadline_at_ns=at_ns, deadline_ms=deadline_ms
+        )
+        self._hold_stderr(call)
+        self._say(
+            FeedbackKind.WARNING,
+            call.session,
+            message,
+            call=call,
+            level=Level.TIGHT,
+            advice=words,
+            limits=call.limits,
+        )
 
     def _relimit(self, call: ToolCall, limits: CallLimits) -> None:
         if call.started_at_ns is not None:
             self._host.apply_limits(call, limits)
             if limits.deadline_ms != call.limits.deadline_ms and limits.deadline_ms is not None:
-                elapsed_ms = (self._clock.now_ns() - call.started_at_ns) / 1e6
-                left_ms = max(0.0, limits.deadline_ms - elapsed_ms)
-                self._arm(Timer.DEADLINE, call.id, left_ms, lambda: self._kill(call, KillReason.DEADLINE))
+                self._arm_deadline(call, limits.deadline_ms)
         grows = limits.memory_bytes > call.limits.memory_bytes
         self._ledger.relimit(call, limits)
         if call.started_at_ns is not None:

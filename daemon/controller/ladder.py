@@ -7,7 +7,6 @@ to be news is not listened to until the next look is due, so that a call which f
 import asyncio
 import dataclasses
 import logging
-from typing import Final
 
 from agentcgroup.daemon.controller.core import Climb
 from agentcgroup.daemon.controller.ending import Endings
@@ -26,16 +25,13 @@ from agentcgroup.daemon.model import (
     Usage,
 )
 from agentcgroup.daemon.policy import admission, ladder, ladder_words
-from agentcgroup.daemon.policy.ladder import IDLE_LOOK_MS, LOOK_MS, Act, Rules, Seen, Stand, Step
+from agentcgroup.daemon.policy.ladder import IDLE_LOOK_MS, LOOK_MS, PROMPT_MS, Act, Rules, Seen, Stand, Step
 
 log = logging.getLogger("agentcgroup.controller")
 
-# After a step that changed something the kernel is listened to again this soon.
-_PROMPT_MS: Final = 20
 
-
-def _now_ms() -> int:
-    """Monotonic; deadlines on the wire are in Unix time."""
+def monotonic_ms() -> int:
+    """Of the event loop; deadlines on the wire are in Unix time."""
     return int(asyncio.get_running_loop().time() * 1000)
 
 
@@ -69,7 +65,7 @@ class Ladders(Endings):
         if life is None:
             return
         call, climb = self._ledger.call(None, call_id), life.climb
-        wait_ms = climb.listens_at_ms - _now_ms()
+        wait_ms = climb.listens_at_ms - monotonic_ms()
         if wait_ms <= 0:
             self._look(call, climb, woken=True)
             return
@@ -112,7 +108,7 @@ class Ladders(Endings):
             self._arm(Timer.LADDER, call.id, IDLE_LOOK_MS, lambda: self._look(call, climb))
 
     def _look_and_act(self, call: ToolCall, climb: Climb, *, woken: bool) -> None:
-        now_ms = _now_ms()
+        now_ms = monotonic_ms()
         if call.frozen_by - {FreezeCause.LADDER}:
             # Somebody else holds it: its own deadline waits meanwhile.
             if climb.stand.deadline_ms is not None:
@@ -139,7 +135,7 @@ class Ladders(Endings):
             self._host.limit_softly(call.id, done.high_bytes)
             climb.high_bytes = done.high_bytes
         climb.listens_at_ms = now_ms + (
-            _PROMPT_MS
+            PROMPT_MS
             if done.acts
             else LOOK_MS
             if done.look_in_ms is not None
@@ -209,7 +205,7 @@ class Ladders(Endings):
     def _tell(self, call: ToolCall, stand: Stand, act: Act, memory: CallMemory) -> None:
         """Writes the step down, and tells the agent when it is news."""
         now_ns, limits = self._clock.now_ns(), call.limits
-        deadline_in_ms = stand.deadline_ms - _now_ms() if stand.deadline_ms is not None else None
+        deadline_in_ms = stand.deadline_ms - monotonic_ms() if stand.deadline_ms is not None else None
         deadline_at_ns = now_ns + deadline_in_ms * 1_000_000 if deadline_in_ms is not None else None
         left_ms = ladder.time_to_limit_ms(
             stand.held_bytes, stand.growth_bytes_per_s, limits.memory_max_bytes

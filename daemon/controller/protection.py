@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from agentcgroup.daemon.config import Config
-from agentcgroup.daemon.controller.ladder import Ladders
+from agentcgroup.daemon.controller.shared_limits import SharedLimits
 from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.model import (
@@ -34,6 +34,7 @@ from agentcgroup.daemon.policy import protection, room
 from agentcgroup.daemon.policy.grounds import Grounds
 from agentcgroup.daemon.policy.protection import Step
 from agentcgroup.daemon.policy.room import CallView, Hold, Rules, Rung, SessionView, View
+from agentcgroup.daemon.policy.shared_limits import Holder
 from agentcgroup.proto.quantity import format_size
 from agentcgroup.proto.words import Action
 
@@ -71,7 +72,7 @@ class _Reading:
         return self.per_s
 
 
-class Protection(Ladders):
+class Protection(SharedLimits):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._holds: dict[str, Hold] = {}
@@ -100,7 +101,9 @@ class Protection(Ladders):
 
     def memory_mark_crossed(self, session: str) -> None:
         self.counters.marks_crossed += 1
-        self._look_at_once()
+        super().memory_mark_crossed(session)
+        if self._is_oversold():
+            self._look_at_once()
 
     def memory_stalled(self, session: str) -> None:
         self._look_at_once()
@@ -125,6 +128,7 @@ class Protection(Ladders):
 
     def _memory_shifted(self, session: str) -> None:
         """What is promised to whom is another now, and whatever ended left room."""
+        super()._memory_shifted(session)
         if not self._is_armed(Timer.PROTECTION_LOOK, "") and (self._has_marks() or self._is_oversold()):
             self._arm(Timer.PROTECTION_LOOK, "", _GATHER_MS, self._look_around)
 
@@ -158,6 +162,7 @@ class Protection(Ladders):
         if view is None:
             return
         plan = protection.decide(view, self._protection_rules)
+        self._warn_of_host_memory(view, plan)
         for step in plan.steps:
             self._take_step(step, view)
         self._set_marks(dict(plan.allowances), readings)
@@ -170,6 +175,16 @@ class Protection(Ladders):
             self._arm(
                 Timer.PROTECTION_LOOK, "", max(self.config.protection.tick, rest_ms), self._look_around
             )
+
+    def _warn_of_host_memory(self, view: View, plan: protection.Plan) -> None:
+        """Of the last of the memory hears who may be ended for it; who is held back hears of that."""
+        margin_bytes = 2 * self._protection_rules.margin_bytes(view.capacity_bytes)
+        is_near = view.room_bytes + view.coming_bytes <= margin_bytes
+        calls = view.calls if is_near else ()
+        holders = [Holder(call.id, call.usage_bytes, call.growth_bytes_per_s) for call in calls]
+        taken = {step.call.id for step in plan.steps} | self._holds.keys()
+        likely_id = protection.most_expendable(calls)
+        self._warn_of_host(holders, view.room_bytes, view.capacity_bytes, taken, likely_id)
 
     def _memory_view(self) -> tuple[View | None, dict[str, SessionMemory]]:
         host = self._host.memory.host()
@@ -352,8 +367,8 @@ class Protection(Ladders):
         if mark_bytes is not None and mark_bytes >= session.budget.calls_memory_bytes:
             mark_bytes = None
         if mark_bytes != session.memory_mark_bytes:
-            self._host.memory.set_mark(session.name, mark_bytes)
             session.memory_mark_bytes = mark_bytes
+            self._place_mark(session)
 
     def _protect(self, view: View) -> None:
         """memory.low for calls of high priority; stall is watched where somebody is below."""

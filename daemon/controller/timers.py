@@ -17,10 +17,12 @@ class Timer(enum.StrEnum):
     GRANT = "grant"
     STANDING = "standing"
     DEADLINE = "deadline"
+    DEADLINE_NEAR = "deadline near"
     LADDER = "ladder"
     SAMPLE = "sample"
     WAIT = "wait"
     # Of a session.
+    SESSION_LIMIT = "session limit"
     IDLE = "idle"
     MISSED = "missed"
     # The only one of its kind; its key is "".

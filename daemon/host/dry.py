@@ -57,6 +57,10 @@ class _NoMemory:
     def agent_activity(self, session: str) -> AgentActivity | None:
         return None
 
+    def calls_memory(self, session: str) -> CallMemory:
+        return CallMemory()
+
+    def listen_to_mark(self, session: str, listens: bool) -> None: ...
     async def reclaim_agent(self, session: str, amount_bytes: int) -> int | None:
         return None
 

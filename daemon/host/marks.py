@@ -20,8 +20,8 @@ from agentcgroup.cgroups.errors import CgroupError, CgroupGone
 from agentcgroup.cgroups.values import MAX, PressureKind
 from agentcgroup.cgroups.watch import PsiTrigger
 from agentcgroup.daemon.host.changes import Changes
-from agentcgroup.daemon.host.groups import CallGroup, SessionGroup
-from agentcgroup.daemon.model import AgentActivity, HostMemory, SessionMemory
+from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, memory_of
+from agentcgroup.daemon.model import AgentActivity, CallMemory, HostMemory, SessionMemory
 from agentcgroup.daemon.ports import HostListener
 
 log = logging.getLogger("agentcgroup.host")
@@ -46,7 +46,8 @@ class MemoryMarks:
         self._calls = calls
         self._changes = changes
         self._listener: HostListener | None = None
-        self._watches: dict[str, int] = {}
+        # None: nobody listens at present.
+        self._watches: dict[str, int | None] = {}
         self._triggers: dict[str, PsiTrigger] = {}
         self._lows: dict[str, int] = {}
 
@@ -60,9 +61,7 @@ class MemoryMarks:
     def forget(self, session: str) -> None:
         """The session is going: its watches end."""
         self.watch_stall(session, False)
-        watch_id = self._watches.pop(session, None)
-        if watch_id is not None:
-            self._changes.forget(watch_id)
+        self._forget_mark(session)
         if self._lows.pop(session, 0):
             self._write_root_low()
 
@@ -96,6 +95,10 @@ class MemoryMarks:
             return None
         return SessionMemory(agent, calls, pressure.some.total_us if pressure and pressure.some else None)
 
+    def calls_memory(self, session: str) -> CallMemory:
+        group = self._sessions.get(session)
+        return memory_of(group.calls) if group else CallMemory()
+
     def call_bytes(self, call_id: str) -> int | None:
         group = self._calls.get(call_id)
         try:
@@ -121,6 +124,25 @@ class MemoryMarks:
         except CgroupError as error:
             # Without being told of a crossing a mark would slow the session for good, so there is none.
             log.warning("session %s has no mark: %s", session, error)
+
+    def listen_to_mark(self, session: str, listens: bool) -> None:
+        group = self._sessions.get(session)
+        if group is None or session not in self._watches or listens == (self._watches[session] is not None):
+            return
+        if not listens:
+            self._forget_mark(session)
+            self._watches[session] = None
+            return
+        with contextlib.suppress(CgroupGone):
+            try:
+                self._watch_mark(session, group)
+            except CgroupError as error:
+                log.warning("session %s: its mark is not listened to: %s", session, error)
+
+    def _forget_mark(self, session: str) -> None:
+        watch_id = self._watches.pop(session, None)
+        if watch_id is not None:
+            self._changes.forget(watch_id)
 
     def _watch_mark(self, session: str, group: SessionGroup) -> None:
         events = group.calls.read(files.MEMORY_EVENTS_LOCAL)

@@ -42,6 +42,8 @@ _LEAST_EXTENSION_BYTES: Final = 4 << 20
 # Looks while the call is on a rung, and the pauses when there is nothing to be done about what was seen.
 LOOK_MS: Final = 250
 IDLE_LOOK_MS: Final = 1000
+# After a step that changed something the kernel is listened to again this soon.
+PROMPT_MS: Final = 20
 # The agent is not told the same again for this long, and of a call that is released and held back in turns not each time.
 QUIET_MS: Final = 10_000
 FLAP_MS: Final = 2000
@@ -148,6 +150,11 @@ def time_to_limit_ms(
     if held_bytes is None or limit_bytes is None or not growth_bytes_per_s or growth_bytes_per_s < 0:
         return None
     return max(0, limit_bytes - held_bytes) * 1000 // growth_bytes_per_s
+
+
+def is_reached(rules: Rules, held_bytes: int) -> bool:
+    """Whether `held_bytes` are so near the soft limit that a calm call leaves its rung."""
+    return rules.soft_bytes is not None and 10 * held_bytes >= _ENTER_TENTHS * rules.soft_bytes
 
 
 def _growth(stand: Stand, seen: Seen) -> int | None:

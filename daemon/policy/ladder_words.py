@@ -45,6 +45,16 @@ class Words:
     memory_to_ask_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A limit that several calls share, and how near it is. `whose`: begins the sentence, as in "The calls of ..."."""
+
+    whose: str
+    held_bytes: int
+    limit_bytes: int
+    time_to_limit_ms: int | None
+
+
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -59,12 +69,37 @@ def _growth(at: Situation) -> str:
 def _advice(at: Situation, option: str, ask_bytes: int | None) -> str:
     less = need_less(at.command)
     if ask_bytes is None:
-        return (
-            f"No more can be granted now. {_capital(less)}, or end another call first (`agentcg call tree` shows them, "
-            "`agentcg call kill ID` ends one)."
-        )
+        return f"No more can be granted now. {_end_another(less)}"
     # An option that only raises the reservation must not exceed the maximum, which then rises with it.
     return f"Ask for more now: `agentcg call set {at.call_id} {option} {ask_bytes >> 20}M`; or next time: {less}."
+
+
+def _end_another(less: str) -> str:
+    return f"{_capital(less)}, or end another call first (`agentcg call tree` shows them, `agentcg call kill ID` ends one)."
+
+
+def _level(time_to_limit_ms: int | None) -> Level:
+    is_close = time_to_limit_ms is not None and time_to_limit_ms < _CRITICAL_MS
+    return Level.CRITICAL if is_close else Level.TIGHT
+
+
+def word_shared(
+    at: Shared, command: Sequence[str], held_bytes: int, growth_bytes_per_s: int | None, *, is_likely: bool
+) -> Words:
+    """To a call that holds `held_bytes` of what is shared, because it grows, or because it would be the one."""
+    message = (
+        f"{at.whose} hold {format_size(at.held_bytes)} together, and one of them is stopped at"
+        f" {format_size(at.limit_bytes)}."
+    )
+    if at.time_to_limit_ms is not None:
+        message += f" At the present growth that is in {format_duration(at.time_to_limit_ms)}."
+    held = f"This call holds {format_size(held_bytes)}"
+    if growth_bytes_per_s is not None and growth_bytes_per_s > 0:
+        held += f" and grows by {format_size(growth_bytes_per_s)} a second"
+    message += f" {held}{', and would be the one' if is_likely else ''}."
+    return Words(
+        FeedbackKind.WARNING, _level(at.time_to_limit_ms), message, _end_another(need_less(command))
+    )
 
 
 def word(action: Action, at: Situation) -> Words | None:
@@ -74,10 +109,9 @@ def word(action: Action, at: Situation) -> Words | None:
     match action:
         case Action.WARNED:
             ask = memory_to_ask_bytes(at.max_bytes, at.grantable_bytes)
-            is_close = at.time_to_limit_ms is not None and at.time_to_limit_ms < _CRITICAL_MS
             return Words(
                 FeedbackKind.WARNING,
-                Level.CRITICAL if is_close else Level.TIGHT,
+                _level(at.time_to_limit_ms),
                 f"The call holds {at.held} and is stopped at {most}.{_growth(at)}",
                 _advice(at, "--memory-max", ask),
                 ask,

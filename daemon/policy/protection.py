@@ -59,6 +59,12 @@ def _expendable(call: CallView) -> tuple[bool, int, int, tuple[int, int, str]]:
     return borrowed_bytes(call) > 0, RANK[call.priority], borrowed_bytes(call), rank(call)
 
 
+def most_expendable(calls: Iterable[CallView]) -> str | None:
+    """The id of the call that would be ended first when nothing else helps; None: the kernel would have to choose."""
+    found = max((call for call in calls if borrowed_bytes(call) > 0), key=_expendable, default=None)
+    return found.id if found is not None else None
+
+
 def decide(view: View, rules: Rules) -> Plan:
     """Rules on everybody at once. Pure: the same view gives the same plan."""
     return _Round(view, rules).plan()

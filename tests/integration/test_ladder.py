@@ -8,7 +8,16 @@ import pytest
 
 from agentcgroup.daemon.config import CallConfig, Config, DaemonConfig
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import Action, CallState, ExitStatus, FreezeCause, OomCounters, Rung
+from agentcgroup.daemon.model import (
+    Action,
+    BudgetRequest,
+    CallState,
+    ExitStatus,
+    FreezeCause,
+    Growth,
+    OomCounters,
+    Rung,
+)
 from agentcgroup.proto.v1 import agent_pb2 as pb, types_pb2 as t
 from tests.integration.harness import DEADLINE_S, MIB, Daemon
 
@@ -223,3 +232,111 @@ async def test_the_end_of_a_call_at_its_limit_says_what_would_be_granted(daemon:
     ended = await stream.until(t.FEEDBACK_KIND_ENDED)
     assert ended.report.verdict == t.VERDICT_MEMORY_LIMIT_CALL
     assert ended.ladder.memory_to_ask_bytes == 800 * MIB and "--memory 800M" in ended.advice
+
+
+# ---- limits that calls share: the session's 1256 MiB less the agent's 256, so a mark at 937.5 of 1000 MiB
+
+
+def growing(mib_per_s: int) -> Growth:
+    """As the kernel's program would tell."""
+    return Growth(
+        usage_bytes=0,
+        rate_bytes_per_s=mib_per_s * MIB,
+        peak_rate_bytes_per_s=mib_per_s * MIB,
+        over_soft_us=0,
+        is_over_soft=False,
+        breaches=0,
+    )
+
+
+async def test_calls_are_warned_before_the_session_is_full_the_grower_and_the_largest(
+    daemon: Daemon,
+) -> None:
+    stream = await hello(daemon)
+    large, small, grower = [await begin(daemon, memory_bytes=100 * MIB) for _ in range(3)]
+    assert daemon.host.memory.marks["web"] == 1000 * MIB * 15 // 16
+    daemon.host.use_memory(large, 620 * MIB)
+    daemon.host.use_memory(small, 50 * MIB)
+    ids = {large: 0, small: 0, grower: 20}
+    daemon.host.call_growth = {each: growing(rate) for each, rate in ids.items()}
+    daemon.host.use_memory(grower, 280 * MIB)
+    first = await stream.until(t.FEEDBACK_KIND_WARNING)
+    second = await stream.until(t.FEEDBACK_KIND_WARNING)
+    assert [first.call_id, second.call_id] == [grower, large]
+    assert "hold 950 MiB together" in first.message and "stopped at 1000 MiB" in first.message
+    assert "grows by 20 MiB a second" in first.message and "would be the one" in second.message
+    assert "-j1" in first.advice and "agentcg call kill" in first.advice
+    assert first.ladder.rung == t.RUNG_WARNED and first.limits.memory_bytes == 100 * MIB
+    warned = [each for each in daemon.history.noted if each.action is Action.WARNED]
+    assert [each.id for each in warned] == [first.ladder.event_id, second.ladder.event_id]
+    assert dict(warned[0].inputs)["shared_limit_bytes"] == 1000 * MIB
+    await until(lambda: daemon.host.memory.marks["web"] is None)
+
+
+async def test_where_the_kernel_does_not_tell_growth_the_grower_is_found_by_a_second_look(
+    daemon: Daemon,
+) -> None:
+    stream = await hello(daemon)
+    large, grower = [await begin(daemon, memory_bytes=100 * MIB) for _ in range(2)]
+    daemon.host.use_memory(large, 690 * MIB)
+    daemon.host.use_memory(grower, 250 * MIB)
+    assert (await stream.until(t.FEEDBACK_KIND_WARNING)).call_id == large
+    daemon.host.use_memory(grower, 252 * MIB)
+    second = await stream.until(t.FEEDBACK_KIND_WARNING)
+    assert second.call_id == grower and second.HasField("time_to_limit_ms")
+
+
+async def test_a_call_alone_in_its_session_is_warned_once_of_its_own_limit(daemon: Daemon) -> None:
+    stream = await hello(daemon)
+    call_id = await begin(daemon, memory_bytes=100 * MIB)
+    daemon.host.calls[call_id].is_watched = False
+    daemon.host.use_memory(call_id, 950 * MIB)
+    warning = await stream.until(t.FEEDBACK_KIND_WARNING)
+    assert "The call holds 950 MiB and is stopped at 1000 MiB" in warning.message
+    await daemon.agent("web").FinishCall(pb.FinishCallRequest(call_id=call_id, exit_code=0))
+    await stream.until(t.FEEDBACK_KIND_ENDED)
+    assert [each.kind for each in stream.heard].count(t.FEEDBACK_KIND_WARNING) == 1
+
+
+async def test_the_mark_comes_back_with_room_and_follows_the_budget(daemon: Daemon) -> None:
+    stream = await hello(daemon)
+    calls = [await begin(daemon, memory_bytes=100 * MIB) for _ in range(2)]
+    for call_id in calls:
+        daemon.host.use_memory(call_id, 470 * MIB)
+    await stream.until(t.FEEDBACK_KIND_WARNING)
+    marks = daemon.host.memory.marks
+    await until(lambda: marks["web"] is None)
+    await daemon.agent("web").FinishCall(pb.FinishCallRequest(call_id=calls[0], exit_code=0))
+    await until(lambda: marks["web"] == 1000 * MIB * 15 // 16)
+    daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=1556 * MIB), None)
+    assert marks["web"] == 1300 * MIB * 15 // 16
+
+
+async def test_a_session_full_of_page_cache_warns_nobody_and_is_not_heard_for_a_while(
+    daemon: Daemon,
+) -> None:
+    stream = await hello(daemon)
+    call_id = await begin(daemon, memory_bytes=100 * MIB)
+    assert daemon.host.listener is not None
+    for _ in range(2):
+        daemon.host.listener.memory_mark_crossed("web")
+    assert "web" in daemon.host.memory.deaf, "told once, looked at, and not woken up again"
+    await until(lambda: "web" not in daemon.host.memory.deaf)
+    await daemon.agent("web").FinishCall(pb.FinishCallRequest(call_id=call_id, exit_code=0))
+    await stream.until(t.FEEDBACK_KIND_ENDED)
+    assert not [each for each in stream.heard if each.kind == t.FEEDBACK_KIND_WARNING]
+
+
+# ---- the deadline
+
+
+async def test_a_call_hears_of_its_deadline_before_and_may_ask_for_longer(daemon: Daemon) -> None:
+    stream = await hello(daemon)
+    call_id = await begin(daemon, memory_bytes=100 * MIB, deadline_ms=2_000)
+    warning = await stream.until(t.FEEDBACK_KIND_WARNING)
+    assert "at its deadline of 2 s" in warning.message and f"call set {call_id}" in warning.advice
+    wanted = pb.AdjustCallRequest(call_id=call_id, intent=t.Intent(deadline_ms=600_000))
+    assert (await daemon.agent("web").AdjustCall(wanted)).answer.decision == t.DECISION_GRANTED
+    await daemon.agent("web").FinishCall(pb.FinishCallRequest(call_id=call_id, exit_code=0))
+    ended = await stream.until(t.FEEDBACK_KIND_ENDED)
+    assert ended.report.verdict != t.VERDICT_DEADLINE

@@ -96,6 +96,24 @@ def test_a_call_is_warned_before_the_kernel_kills_it_at_its_maximum(daemon: Runn
     assert ear.report(call_id).verdict is Verdict.MEMORY_LIMIT_CALL
 
 
+def test_calls_are_warned_before_the_kernel_kills_one_because_their_session_is_full(
+    daemon: RunningDaemon, ear: Ear
+) -> None:
+    # 536 MiB for all calls, and none comes near a limit of its own.
+    other = hold(daemon, 200, "--memory", "40M")
+    is_there(other)
+    process = hold(daemon, 400, "--memory", "40M", pause_s=0.01)
+    assert process.wait(120) == -signal.SIGKILL
+    call_id = heard(ear, FeedbackKind.ENDED, "the end")
+    assert ear.report(call_id).verdict is Verdict.MEMORY_LIMIT_SESSION
+    kinds = [each.kind for each in ear.heard if each.call_id == call_id]
+    assert kinds == [FeedbackKind.STARTED, FeedbackKind.WARNING, FeedbackKind.ENDED]
+    (warning,) = [each for each in ear.heard if each.kind is FeedbackKind.WARNING]
+    assert "of this session" in warning.message and "536 MiB" in warning.message
+    assert warning.time_to_limit_ms is not None, "the kernel tells how fast it grows"
+    goes_well(other)
+
+
 def test_a_call_near_its_maximum_is_not_slowed_down_and_ends_well(daemon: RunningDaemon, ear: Ear) -> None:
     process = hold(daemon, 300, "--memory", "40M", "--memory-max", "320M")
     is_there(process)

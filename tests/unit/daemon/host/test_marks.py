@@ -12,7 +12,7 @@ from agentcgroup.cgroups.values import MAX
 from agentcgroup.daemon.host.changes import Changes
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup
 from agentcgroup.daemon.host.marks import MemoryMarks
-from agentcgroup.daemon.model import Budget
+from agentcgroup.daemon.model import Budget, CallMemory
 
 MIB = 1 << 20
 CONTROLLERS = frozenset({"memory", "cpu", "pids"})
@@ -77,6 +77,32 @@ async def test_a_mark_stands_in_the_kernel_and_who_crosses_it_is_told_of(ground:
     assert ground.listener.crossed == ["s"]
     ground.marks.set_mark("s", None)
     assert ground.session.calls.read(files.MEMORY_HIGH) == MAX
+
+
+async def test_a_mark_that_is_not_listened_to_is_told_of_again_when_it_is(ground: Ground) -> None:
+    ground.marks.listen_to_mark("s", False)
+    ground.marks.set_mark("s", 300 * MIB)
+    ground.marks.listen_to_mark("s", False)
+    ground.tree.count(ground.session.calls, files.MEMORY_EVENTS_LOCAL, high=3)
+    await told()
+    assert not ground.listener.crossed and len(ground.changes) == 0
+    ground.marks.listen_to_mark("s", True)
+    await told()
+    assert not ground.listener.crossed, "what happened meanwhile is not told"
+    ground.tree.count(ground.session.calls, files.MEMORY_EVENTS_LOCAL, high=4)
+    await told()
+    assert ground.listener.crossed == ["s"]
+    ground.marks.listen_to_mark("s", False)
+    ground.marks.set_mark("s", None)
+    ground.marks.forget("s")
+    assert len(ground.changes) == 0
+
+
+def test_the_calls_of_a_session_hold_what_reclaim_cannot_take(ground: Ground) -> None:
+    ground.tree.set(ground.session.calls, files.MEMORY_CURRENT, str(90 * MIB))
+    ground.tree.set(ground.session.calls, files.MEMORY_STAT, f"anon {50 * MIB}\nfile {40 * MIB}")
+    assert ground.marks.calls_memory("s") == CallMemory(90 * MIB, 50 * MIB)
+    assert ground.marks.calls_memory("gone") == CallMemory()
 
 
 def test_room_counts_what_is_read_once_and_never_more_than_the_limit(ground: Ground) -> None:
