@@ -26,7 +26,7 @@ static unsigned long long now_ns(void)
 	return now.tv_sec * 1000000000ULL + now.tv_nsec;
 }
 
-static int has_reached_high(int events)
+static unsigned long high_events(int events)
 {
 	char text[256];
 	ssize_t n = pread(events, text, sizeof(text) - 1, 0);
@@ -36,7 +36,7 @@ static int has_reached_high(int events)
 		return 0;
 	text[n] = '\0';
 	high = strstr(text, "high ");
-	return high && strtoul(high + 5, NULL, 10) > 0;
+	return high ? strtoul(high + 5, NULL, 10) : 0;
 }
 
 int main(int count, char **arguments)
@@ -44,6 +44,7 @@ int main(int count, char **arguments)
 	unsigned long long begun_ns, before_ns, due_ns;
 	char path[512];
 	struct seen *seen;
+	unsigned long high_before;
 	size_t bytes = 0, left;
 	double rate;
 	int events, file;
@@ -62,6 +63,7 @@ int main(int count, char **arguments)
 	events = open(path, O_RDONLY);
 	if (events < 0)
 		return 5;
+	high_before = high_events(events);
 	take(strtoul(arguments[1], NULL, 10) << 20, MADV_NOHUGEPAGE);
 	left = strtoul(arguments[2], NULL, 10) << 20;
 	rate = strtod(arguments[3], NULL);
@@ -71,7 +73,7 @@ int main(int count, char **arguments)
 		take(BURST, MADV_NOHUGEPAGE);
 		bytes += BURST;
 		seen->alive_ns = now_ns();
-		if (!seen->high_ns && has_reached_high(events))
+		if (!seen->high_ns && high_events(events) > high_before)
 			seen->high_ns = before_ns;
 		due_ns = begun_ns + (unsigned long long)(bytes * 1e9 / rate);
 		if (due_ns > now_ns()) {

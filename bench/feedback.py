@@ -8,26 +8,24 @@ messages   everywhere: a tool's process enters its call (cgroup_attach_task) and
            STARTED has nothing to wait for; before ENDED the daemon kills what is left, waits until the call is empty, reads
            its counters and removes it, which is in the figure. Beside each a bare wake-up of a Python process by a pipe:
            what this machine, with what else it does, takes for that alone.
-warnings   where there is a memory controller: a tool grows at a given rate up to its memory.max and is killed. From its
-           memory.high being reached to the arrival of WARNING, and whether that was before its last instruction.
+warnings   where there is a memory controller: a tool grows at a given rate up to its own limit, its session's or that of
+           all sessions, until a call is ended (bench/warned.py). From the soft limit being reached to the arrival of
+           WARNING, and whether that was before the end.
 """
 
 import argparse
 import contextlib
 import json
-import mmap
 import os
 import platform
-import queue
 import shutil
 import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,82 +35,18 @@ from agentcgroup.bpf.lifecycle import Lifecycle
 from agentcgroup.bpf.records import Arrival, Exit, Record
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupError
-from agentcgroup.client import Client, ClientError, Feedback, FeedbackKind
+from agentcgroup.client import Client, FeedbackKind
 from bench.figures import Figures, figures
 from bench.launch import GUEST_PYTHON, GUEST_SHARE, OUT, REPOSITORY, enabled_controllers
+from bench.listening import Ear, launch
 from bench.report import Target
 from bench.spawning import BenchError, build_one
 from bench.subject import SESSION, Subject, running_daemon
+from bench.warned import OWED_MS, Limit, Warned, measure_warnings
 
-MIB: Final = 1 << 20
-WITHIN_S: Final = 120.0
 MOST_P99_MS: Final = 20.0
-# So much growth at least has to be left for a warning to be owed.
-OWED_MS: Final = 200
 BARE: Final = "a bare wake-up"
 COUNTS: Final = {"native": 1000, "guest": 50}
-# How long the growth from the soft limit to the end would take if nothing slowed it, and of how large a call.
-LEFT_MS: Final = (1000, 500, 200, 100, 50, 20, 5)
-MAXIMA_MIB: Final = (48, 160)
-REPETITIONS: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Warning:
-    """One tool that grew until it was killed. None: it was not warned."""
-
-    maximum_mib: int
-    left_ms: int
-    warned_after_ms: float | None  # its soft limit was reached
-    before_end_ms: float | None  # it ran so long after the message was there, at least
-
-
-class Ear:
-    """Every message of the session with the time of its arrival, in ns of CLOCK_BOOTTIME."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._heard: queue.Queue[tuple[int, Feedback]] = queue.Queue()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-
-    def _listen(self) -> None:
-        with contextlib.suppress(ClientError):
-            for message in self._client.watch():
-                self._heard.put((time.clock_gettime_ns(time.CLOCK_BOOTTIME), message))
-
-    def __enter__(self) -> "Ear":
-        self._thread.start()
-        self.until(FeedbackKind.HELLO)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-        self._thread.join(10)
-
-    def until(self, *kinds: FeedbackKind) -> dict[FeedbackKind, tuple[int, Feedback]]:
-        """The next messages up to one of the last of `kinds`; of those, by kind. Raises BenchError."""
-        found: dict[FeedbackKind, tuple[int, Feedback]] = {}
-        while kinds[-1] not in found:
-            try:
-                at_ns, message = self._heard.get(timeout=WITHIN_S)
-            except queue.Empty:
-                raise BenchError(f"no {kinds[-1]} came within {WITHIN_S:g} s") from None
-            if message.kind in kinds:
-                found.setdefault(message.kind, (at_ns, message))
-        return found
-
-
-def launch(
-    subject: Subject, *command: str, options: Sequence[str] = (), from_agent: bool = False
-) -> list[str]:
-    launcher = [
-        str(Path(sys.executable).parent / "agentcg"), "run", "--quiet", "--session-dir", subject.session_dir, *options,
-        "--", *command,
-    ]  # fmt: skip
-    if not from_agent:
-        return launcher
-    leaf = subject.root / SESSION / "agent" / "cgroup.procs"
-    return ["/bin/sh", "-c", f'echo $$ > {leaf} && exec "$@"', "sh", *launcher]
 
 
 # ---- messages
@@ -183,64 +117,6 @@ def measure_messages(subject: Subject, count: int) -> dict[str, Figures]:
     return {name: figures(each) for name, each in durations.items()}
 
 
-# ---- warnings
-
-
-def measure_warnings(subject: Subject, climb: Path) -> list[Warning]:
-    with Ear(Client(subject.session_dir)) as ear:
-        return [
-            one_warning(subject, ear, climb, maximum_mib, left_ms)
-            for _ in range(REPETITIONS)
-            for left_ms in LEFT_MS
-            for maximum_mib in MAXIMA_MIB
-        ]
-
-
-def one_warning(subject: Subject, ear: Ear, climb: Path, maximum_mib: int, left_ms: int) -> Warning:
-    # As in policy/ladder.py: the soft limit is a sixteenth below the maximum, 2 MiB at least.
-    margin_mib = max(2, maximum_mib // 16)
-    rate = margin_mib * MIB * 1000 / left_ms
-    # At once up to a margin before the soft limit; the tool itself takes less than one MiB.
-    at_once_mib = maximum_mib - 2 * margin_mib - 1
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(bytes(mmap.PAGESIZE))
-        file.flush()
-        process = subprocess.Popen(
-            launch(
-                subject, str(climb), str(at_once_mib), str(4 * margin_mib), str(rate), file.name,
-                options=("--memory", "16M", "--memory-max", f"{maximum_mib}M"),
-            ),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert process.stdin is not None and process.stdout is not None
-        if process.stdout.readline() != "ready\n":
-            raise BenchError(f"{climb.name} did not begin")
-        _, started = ear.until(FeedbackKind.STARTED)[FeedbackKind.STARTED]
-        events = subject.root / SESSION / "calls" / started.call_id / "memory.events"
-        await_soft_limit(events.with_name("memory.high"))
-        process.stdin.write(f"{events}\n")
-        process.stdin.close()
-        heard = ear.until(FeedbackKind.WARNING, FeedbackKind.ENDED)
-        process.wait()
-        high_ns, alive_ns = struct.unpack("QQ", Path(file.name).read_bytes()[:16])
-    if process.returncode != -9:
-        raise BenchError(f"{climb.name} ended with {process.returncode} instead of being killed")
-    if FeedbackKind.WARNING not in heard:
-        return Warning(maximum_mib, left_ms, None, None)
-    at_ns, _ = heard[FeedbackKind.WARNING]
-    after_ms = (at_ns - high_ns) / 1e6 if high_ns else 0.0
-    return Warning(maximum_mib, left_ms, round(after_ms, 3), round((alive_ns - at_ns) / 1e6, 3))
-
-
-def await_soft_limit(high: Path) -> None:
-    """The soft limit is put up right after the launch was answered."""
-    end = time.monotonic() + WITHIN_S
-    while high.read_text().strip() == "max":
-        if time.monotonic() > end:
-            raise BenchError("the call got no soft limit")
-        time.sleep(0.005)
-
-
 # ---- results
 
 
@@ -254,18 +130,25 @@ def targets(result: Mapping[str, Any]) -> list[Target]:
             found.append(
                 Target(f"{name}: p99 to the message, ms", f"< {MOST_P99_MS:g}", p99_ms, p99_ms < MOST_P99_MS)
             )
-    if "warnings" in result:
-        owed = [each for each in result["warnings"] if each["left_ms"] >= OWED_MS]
-        in_time = sum((each["before_end_ms"] or 0) > 0 for each in owed)
-        found.append(
-            Target(
-                f"warned before the end where growth left {OWED_MS} ms, of {len(owed)}",
-                f"{len(owed)}",
-                in_time,
-                in_time == len(owed),
-            )
-        )
+    for limit in Limit:
+        owed = [
+            each
+            for each in result.get("warnings", ())
+            if each["limit"] == limit and each["left_ms"] >= OWED_MS
+        ]
+        if owed:
+            in_time = sum((each["before_end_ms"] or 0) > 0 for each in owed)
+            name = f"{limit}: warned before the end where growth left {OWED_MS} ms, of {len(owed)}"
+            found.append(Target(name, f"{len(owed)}", in_time, in_time == len(owed)))
     return found
+
+
+def _delays_ns(warnings: Sequence[Warned], limit: Limit) -> list[int]:
+    return [
+        int(each.warned_after_ms * 1e6)
+        for each in warnings
+        if each.limit is limit and each.warned_after_ms is not None
+    ]
 
 
 def measure(where: str, count: int, out: Path) -> dict[str, Any]:
@@ -282,10 +165,9 @@ def measure(where: str, count: int, out: Path) -> dict[str, Any]:
         if "memory" in enabled_controllers(subject.root):
             warnings = measure_warnings(subject, build_one("climb", Path(place)))
             result["warnings"] = [asdict(each) for each in warnings]
-            heard = [
-                int(each.warned_after_ms * 1e6) for each in warnings if each.warned_after_ms is not None
-            ]
-            result["soft_limit_to_warning"] = asdict(figures(heard)) if heard else None
+            result["soft_limit_to_warning"] = {
+                limit: asdict(figures(heard)) for limit in Limit if (heard := _delays_ns(warnings, limit))
+            }
     result["load_average"] = {"before": load_before, "after": os.getloadavg()}
     result["targets"] = [asdict(target) for target in targets(result)]
     out.mkdir(parents=True, exist_ok=True)
@@ -315,19 +197,20 @@ def report(result: Mapping[str, Any]) -> Iterator[str]:
     """What was measured, for a terminal."""
     yield f"kernel {result['kernel']}, {result['cpus']} CPUs, load {result['load_average']['before'][0]:.1f}"
     rows = dict(result["messages"])
-    if result.get("soft_limit_to_warning"):
-        rows["soft limit reached, warned"] = result["soft_limit_to_warning"]
+    for limit, each in result.get("soft_limit_to_warning", {}).items():
+        rows[f"soft limit reached, {limit}"] = each
     for name, each in rows.items():
         yield (
             f"{name:28} p50 {each['p50_ms']:7.2f}  p90 {each['p90_ms']:7.2f}  p99 {each['p99_ms']:7.2f}  "
             f"most {each['most_ms']:7.2f} ms, n {each['n']}"
         )
     if "warnings" in result:
-        yield "growth left  limit  warned after  ran on for"
+        yield "ended at   growth left  limit   warned after   before the end"
     for each in result.get("warnings", ()):
         after, left = each["warned_after_ms"], each["before_end_ms"]
-        told = "not warned" if after is None else f"{after:9.2f} ms  {left:8.1f} ms"
-        yield f"{each['left_ms']:8} ms  {each['maximum_mib']:3}M  {told}"
+        told = "not warned" if left is None else f"{left:8.1f} ms"
+        since = f"{after:9.2f} ms" if after is not None else " " * 12
+        yield f"{each['limit']:10} {each['left_ms']:8} ms  {each['maximum_mib']:4}M  {since}  {told}"
     for target in result["targets"]:
         said = "met   " if target["met"] else "MISSED"
         yield f"  {said}  {target['name']}: {target['got']} (wanted {target['wanted']})"

@@ -144,15 +144,20 @@ def cgroup_path(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def running_daemon(port: int = 29464, log_level: str = "info", more: str = "") -> Iterator[Subject]:
-    """Start a daemon, open a session, and take everything down again. `more` is configuration. Raises BenchError."""
+def running_daemon(
+    port: int = 29464, log_level: str = "info", more: str = "", memory: str = MEMORY
+) -> Iterator[Subject]:
+    """Start a daemon, open a session, and take everything down again. `more` is configuration.
+
+    `memory`: of all sessions, and of the one. Raises BenchError.
+    """
     # Socket paths are short, so a directory in /tmp and not one below the results.
     directory = Path(tempfile.mkdtemp(prefix="agb-", dir="/tmp"))
     name = f"agentcgroup-{directory.name}"
     configuration = directory / "config.toml"
     configuration.write_text(
         CONFIGURATION.format(
-            run_dir=directory / "run", state_dir=directory / "state", root=f"/{name}", memory=MEMORY,
+            run_dir=directory / "run", state_dir=directory / "state", root=f"/{name}", memory=memory,
             calls_max=CALLS_MAX, metrics="true", port=port, log_level=log_level, more=more,
         )
     )  # fmt: skip
@@ -163,7 +168,7 @@ def running_daemon(port: int = 29464, log_level: str = "info", more: str = "") -
         )
     try:
         with _operator(directory, process) as client:
-            session = client.create_session(SESSION, memory=MEMORY, calls=CALLS_MAX, pids=30000)
+            session = client.create_session(SESSION, memory=memory, calls=CALLS_MAX, pids=30000)
             yield Subject(process, directory, cgroup_path(name), session.socket_dir, port)
     finally:
         process.terminate()

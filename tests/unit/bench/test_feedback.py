@@ -12,6 +12,7 @@ FIGURES: dict[str, Any] = {
 def warning(left_ms: int, before_end_ms: float | None) -> dict[str, Any]:
     after_ms = None if before_end_ms is None else 1.0
     return {
+        "limit": "session",
         "maximum_mib": 48,
         "left_ms": left_ms,
         "warned_after_ms": after_ms,
@@ -40,7 +41,7 @@ def test_the_report_shows_every_figure_and_what_was_not_warned() -> None:
     result = {
         "where": "guest", "kernel": "7.3", "cpus": 1, "load_average": {"before": (0.5, 0, 0)}, "targets": [],
         "messages": {"ended": FIGURES}, "warnings": [warning(200, 0.5), warning(5, None)],
-        "soft_limit_to_warning": FIGURES,
+        "soft_limit_to_warning": {"session": FIGURES},
     }  # fmt: skip
     text = "\n".join(report(result))
-    assert "ended" in text and "soft limit reached, warned" in text and "not warned" in text
+    assert "ended" in text and "soft limit reached, session" in text and "not warned" in text
