@@ -224,6 +224,22 @@ async def test_calls_of_high_priority_keep_their_promise_in_reclaim(world: World
     assert world.memory.watched == {"top"}
 
 
+async def test_who_would_be_ended_for_the_last_of_the_memory_is_warned_before(world: World) -> None:
+    await world.session("top", Priority.HIGH)
+    await world.session("low", Priority.LOW)
+    resting = world.call("low", declared=100, wants=400, has=400)
+    small = world.call("low", declared=100, wants=20, has=20)
+    grower = world.call("top", declared=100, wants=900, rate=200)
+    await world.run(5000)
+    assert world.decided(resting)[-1:] == [Action.KILLED]
+    (warning,) = world.said(FeedbackKind.WARNING, resting)
+    assert "All sessions of this host" in warning and "would be the one" in warning
+    order = [each.action for each in world.daemon.history.noted if each.call_id == resting.id]
+    assert order.index(Action.WARNED) < order.index(Action.KILLED)
+    assert world.said(FeedbackKind.WARNING, grower), "and so is who takes it"
+    assert not world.said(FeedbackKind.WARNING, small)
+
+
 async def test_a_budget_that_shrinks_until_all_fit_lets_everybody_go(world: World) -> None:
     await world.session("top", Priority.HIGH)
     await world.session("low", Priority.LOW)
