@@ -46,6 +46,7 @@ class Limit(StrEnum):
 OWED_MS: Final = 200
 LEFT_MS: Final = (1000, 500, 200, 100, 50, 20, 5)
 MAXIMA_MIB: Final = (48, 160)
+SESSION_MIB: Final = 64
 REPETITIONS: Final = 3
 # The memory of all sessions, and in what time its end comes from where twice the daemon's margin is left.
 HOST_MIB: Final = 640
@@ -254,8 +255,8 @@ def measure_warnings(subject: Subject, climb: Path) -> list[Warned]:
             for left_ms in LEFT_MS:
                 for maximum_mib in MAXIMA_MIB:
                     found.append(_own_limit(subject, ear, climb, maximum_mib, left_ms))
-                    for limit in (Limit.SESSION, Limit.BYSTANDER):
-                        found.append(_session_limit(subject, climb, limit, maximum_mib, left_ms))
+                for limit in (Limit.SESSION, Limit.BYSTANDER):
+                    found.append(_session_limit(subject, climb, limit, SESSION_MIB, left_ms))
     with running_daemon(29465, more=HOST_CONFIGURATION, memory=f"{HOST_MIB}M") as small:
         with _operator(small) as operator:
             operator.remove_session(SESSION)
