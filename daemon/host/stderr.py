@@ -14,12 +14,15 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import socket
 import stat
 from typing import Final
 
 from agentcgroup.daemon.ports import Process
+
+log = logging.getLogger("agentcgroup.host")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_PIDFD_GETFD: Final = 438  # the same on every architecture, kernel 5.6
@@ -54,10 +57,16 @@ def _is_fit(fd: int) -> bool:
 
 
 def take(pidfd: int) -> int | None:
-    """A duplicate of the process's standard error, the caller's to close; None: it has none that is fit, or is gone."""
+    """A duplicate of the process's standard error, the caller's to close; None: it has none that is fit, or is gone.
+
+    Raises OSError where the kernel, or a filter of system calls, does not let this daemon have it.
+    """
     fd: int = _libc.syscall(_SYS_PIDFD_GETFD, pidfd, _STDERR, 0)
     if fd < 0:
-        return None
+        number = ctypes.get_errno()
+        if number in (errno.ESRCH, errno.EBADF):
+            return None
+        raise OSError(number, f"pidfd_getfd: {os.strerror(number)}")
     try:
         if _is_fit(fd):
             return fd
@@ -116,6 +125,7 @@ class LastWords:
     def __init__(self) -> None:
         self._pidfds: dict[int, int] = {}
         self._taken: dict[str, int] = {}
+        self._has_failed = False
 
     def know(self, process: Process) -> None:
         """`process.pidfd` stays open until `forget`."""
@@ -128,10 +138,17 @@ class LastWords:
     def hold(self, call_id: str, pid: int) -> None:
         """Takes the standard error of a known process for `call_id`, when it has one that is fit and none is taken yet."""
         pidfd = self._pidfds.get(pid)
-        if pidfd is not None and call_id not in self._taken:
+        if pidfd is None or call_id in self._taken:
+            return
+        try:
             fd = take(pidfd)
-            if fd is not None:
-                self._taken[call_id] = fd
+        except OSError as error:
+            if not self._has_failed:
+                log.warning("tools that are stopped do not say why on their standard error: %s", error)
+            self._has_failed = True
+            return
+        if fd is not None:
+            self._taken[call_id] = fd
 
     def say(self, call_id: str, line: str) -> None:
         """Writes the line, when there is one and something is taken for the call, and lets go of it; waits for nothing."""

@@ -114,15 +114,15 @@ def _closed(session: SessionView, host: HostView, is_nested: bool) -> Ruling | N
         return _refused(
             Reason.SESSION_CLOSING, "Refused: the session is being removed.", "", could_wait=False
         )
+    # What is nested is part of a call that may finish.
+    if host.is_draining and not is_nested:
+        return drained(host.drain_reason)
     if session.state is SessionState.FROZEN:
         return _refused(
             Reason.SESSION_FROZEN,
             "Refused: the operator has frozen this session, and nothing begins in it before it is thawed.",
             "Declare it with --wait 10m, so that it begins when the session is thawed, or ask the operator.",
         )
-    # What is nested is part of a call that may finish.
-    if host.is_draining and not is_nested:
-        return drained(host.drain_reason)
     if session.calls_live >= session.budget.calls_max:
         return _refused(
             Reason.SESSION_CALLS,

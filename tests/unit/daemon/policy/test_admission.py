@@ -12,6 +12,7 @@ from agentcgroup.daemon.policy.admission import (
     ParentView,
     SessionView,
     admit,
+    limits_with_room,
     memory_available_bytes,
 )
 
@@ -70,6 +71,28 @@ def test_in_a_frozen_session_nothing_begins_and_what_could_fit_may_wait() -> Non
     ruling = admit(Intent(memory_bytes=MIB), frozen, HOST, None, DEFAULTS)
     assert (ruling.limits, ruling.reason, ruling.could_wait) == (None, Reason.SESSION_FROZEN, True)
     assert not admit(Intent(memory_bytes=8192 * MIB), frozen, HOST, None, DEFAULTS).could_wait
+    # A drain ends every wait.
+    emptied = dataclasses.replace(HOST, is_draining=True)
+    assert admit(Intent(memory_bytes=MIB), frozen, emptied, None, DEFAULTS).reason is Reason.HOST_DRAINING
+
+
+@given(
+    need=st.none() | st.integers(1, 8192).map(lambda mib: mib * MIB),
+    state=st.sampled_from(SessionState),
+    calls_live=st.integers(0, 9),
+    reserved=st.integers(0, BUDGET.calls_memory_bytes),
+    is_draining=st.booleans(),
+    is_nested=st.booleans(),
+)
+def test_what_may_wait_would_get_something_if_it_were_alone(
+    need: int | None, state: SessionState, calls_live: int, reserved: int, is_draining: bool, is_nested: bool
+) -> None:
+    session = SessionView(state, BUDGET, memory_reserved_bytes=reserved, calls_live=calls_live)
+    host = dataclasses.replace(HOST, is_draining=is_draining)
+    parent = ParentView("c-1", 64 * MIB, 0, None, None) if is_nested else None
+    intent = Intent(memory_bytes=need)
+    if admit(intent, session, host, parent, DEFAULTS).could_wait:
+        assert limits_with_room(intent, session, host, parent, DEFAULTS).memory_bytes > 0
 
 
 def test_an_undeclared_call_gets_the_default_and_may_reach_what_all_calls_may() -> None:
