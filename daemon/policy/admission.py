@@ -122,6 +122,7 @@ def _closed(session: SessionView, host: HostView, is_nested: bool) -> Ruling | N
             Reason.SESSION_FROZEN,
             "Refused: the operator has frozen this session, and nothing begins in it before it is thawed.",
             "Declare it with --wait 10m, so that it begins when the session is thawed, or ask the operator.",
+            could_wait=session.budget.calls_max > 0,
         )
     if session.calls_live >= session.budget.calls_max:
         return _refused(

@@ -66,6 +66,28 @@ def test_a_throttle_limit_that_nothing_heeds_is_said() -> None:
     assert not admit(heeded, SESSION, HOST, None, DEFAULTS).notices
 
 
+@pytest.mark.parametrize("state", list(SessionState))
+@pytest.mark.parametrize("is_draining", [False, True])
+@pytest.mark.parametrize("calls_max", [0, 8])
+@pytest.mark.parametrize("parent", [None, ParentView("c-1", 64 * MIB, 60 * MIB, None, None)])
+@pytest.mark.parametrize("memory_bytes", [None, 32 * MIB, 3000 * MIB])
+def test_whatever_may_wait_would_be_granted_if_it_were_alone(
+    state: SessionState,
+    is_draining: bool,
+    calls_max: int,
+    parent: ParentView | None,
+    memory_bytes: int | None,
+) -> None:
+    budget = dataclasses.replace(BUDGET, calls_max=calls_max)
+    session = SessionView(state, budget, memory_reserved_bytes=2000 * MIB, calls_live=8)
+    host = dataclasses.replace(HOST, is_draining=is_draining)
+    intent = Intent(memory_bytes=memory_bytes)
+    ruling = admit(intent, session, host, parent, DEFAULTS)
+    assert ruling.limits is None
+    if ruling.could_wait:
+        assert limits_with_room(intent, session, host, parent, DEFAULTS).memory_bytes > 0
+
+
 def test_in_a_frozen_session_nothing_begins_and_what_could_fit_may_wait() -> None:
     frozen = dataclasses.replace(SESSION, state=SessionState.FROZEN)
     ruling = admit(Intent(memory_bytes=MIB), frozen, HOST, None, DEFAULTS)
