@@ -107,6 +107,10 @@ test-here: setup ## Run the tests that need no guest (minutes)
 test-guest: setup ## Run the guest's tests on one kernel: KERNEL=7.3
 	@$(VENV)/bin/python tests/run.py --kernel $(or $(KERNEL),7.3) -- $(ARGS)
 
+.PHONY: sequences
+sequences: setup ## Play random sequences, here or in the guest with limits: KERNEL=7.3 ARGS="0-499 --players 8"
+	@$(VENV)/bin/python -m tests.sequences $(if $(KERNEL),--kernel $(KERNEL)) $(or $(ARGS),0-499 --players 8)
+
 .PHONY: check
 check: setup ## Run the linters only, the protocol's included
 	@$(VENV)/bin/python -m pytest -q tests/unit/test_linters.py tests/unit/proto/test_contract.py

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import running_daemon
-from tests.sequences.company import CONFIGURATION, Held, ends_agree, has_not_grown, nothing_is_left, play
+from tests.sequences.company import Held, ends_agree, has_not_grown, nothing_is_left, play, playground
 from tests.sequences.crashes import crashing_script, play_one_by_one
 from tests.sequences.steps import script
 
@@ -27,10 +26,10 @@ CRASHING_SEQUENCES = 5
 
 @pytest.mark.timeout(600)
 def test_whatever_happens_the_invariants_hold(tmp_path: Path) -> None:
-    with running_daemon(tmp_path, CONFIGURATION, memory="2G") as daemon:
+    with playground(tmp_path) as daemon:
 
         def run(seeds: range) -> None:
-            outcome = asyncio.run(play(daemon, map(script, seeds), players=PLAYERS, eats=lambda _: 1))
+            outcome = asyncio.run(play(daemon, map(script, seeds), players=PLAYERS))
             assert not outcome.failures, "\n".join(map(str, outcome.failures))
             ended.update(outcome.verdicts)
             nothing_is_left(daemon)
@@ -48,7 +47,7 @@ def test_whatever_happens_the_invariants_hold(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_whenever_the_daemon_dies_the_next_one_goes_on(tmp_path: Path) -> None:
-    with running_daemon(tmp_path, CONFIGURATION, memory="2G", on_stop="keep") as daemon:
+    with playground(tmp_path, on_stop="keep") as daemon:
         outcome = asyncio.run(play_one_by_one(daemon, map(crashing_script, range(CRASHING_SEQUENCES))))
         assert not outcome.failures, "\n".join(map(str, outcome.failures))
         nothing_is_left(daemon, has_crashed=True)

@@ -3,6 +3,7 @@
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,9 @@ from agentcgroup.client.values import Budget, Call, CallState, Event, Feedback, 
 
 # What running calls demonstrably do not use is lent, up to this; the default of host.oversubscription.
 OVERSUBSCRIPTION: Final = 1.5
+
+# On a machine that is busy with something else.
+_MOST_LATE_S: Final = 30.0
 
 # The first word about a call, and the last: one that never began gives its grant or its place back, or is refused.
 _FIRST: Final = {"granted", "trimmed", "queued"}
@@ -64,6 +68,16 @@ def files_agree(mount: Path, calls: Iterable[Call]) -> None:
         assert told == ("max" if expected is None else str(expected)), f"{call.id}: {told} is not {expected}"
 
 
+def none_is_stuck(calls: Iterable[Call]) -> None:
+    """Whoever stands on a rung leaves it by its deadline; while it is frozen for another cause that waits, too."""
+    now = datetime.now(UTC)
+    for call in calls:
+        if call.ladder is None or call.ladder.deadline_at is None or call.state is not CallState.RUNNING:
+            continue
+        late_s = (now - call.ladder.deadline_at).total_seconds()
+        assert late_s < _MOST_LATE_S, f"{late_s:g} s after its deadline: {call}"
+
+
 def lives_in(agent: "subprocess.Popen[bytes]", leaf: str) -> None:
     """The agent runtime outlives its tools, and stays where nothing but an operator can end it."""
     assert agent.poll() is None, "the agent runtime is dead"
@@ -88,6 +102,15 @@ def stream_is_whole(heard: Sequence[Feedback]) -> tuple[set[str], list[Report]]:
     return set(began), reports
 
 
+def stories(events: Iterable[Event], begun: Collection[str]) -> dict[str, list[Event]]:
+    """The decisions about each call that began. `events` oldest first."""
+    found: dict[str, list[Event]] = {call_id: [] for call_id in begun}
+    for event in events:
+        if event.call_id in found:
+            found[event.call_id].append(event)
+    return found
+
+
 def stories_are_whole(events: Iterable[Event], begun: Collection[str]) -> None:
     """The log tells each call from its answer to its end. `events` oldest first."""
     stories: defaultdict[str, list[str]] = defaultdict(list)
@@ -97,7 +120,7 @@ def stories_are_whole(events: Iterable[Event], begun: Collection[str]) -> None:
             stories[event.call_id].append(event.action)
     assert set(begun) <= set(stories), f"of {set(begun) - set(stories)} the log knows nothing"
     for call_id, actions in stories.items():
-        assert actions[0] in _FIRST, f"{call_id}: {actions}"
+        assert actions[0] in _FIRST and "queued" not in actions[1:], f"{call_id}: {actions}"
         if call_id in begun:
             assert actions.count("begun") == 1 and actions.count("ended") == 1, f"{call_id}: {actions}"
             assert actions[-1] == "ended" and not _UNBEGUN & {"lapsed"} & set(actions), (

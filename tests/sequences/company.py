@@ -1,6 +1,7 @@
 """Many sequences at the same time against one daemon, and what must hold when all of them are over."""
 
 import asyncio
+import contextlib
 import re
 import time
 import urllib.request
@@ -10,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from agentcgroup.cgroups.membership import cgroup2_mount
 from agentcgroup.client import AsyncOperatorClient, ClientError
-from tests.running import RunningDaemon
-from tests.sequences import checks
+from tests.running import RunningDaemon, running_daemon
+from tests.sequences import checks, kernel
 from tests.sequences.sequence import MIB, PATIENCE_S, Place, Sequence, describe
-from tests.sequences.steps import CRASH, Script
+from tests.sequences.steps import CRASH, HOST_MIB, Script
 
 _LOOK_EVERY_S: Final = 0.1
 # Python frees late and the daemon remembers what calls needed; more than this is a leak.
@@ -25,12 +27,36 @@ _LIBRARIES: Final = 12
 # What a sequence can end with that should have gone on.
 FAULTS: Final = (AssertionError, ClientError, TimeoutError, OSError)
 
+# A small host, so that sessions are short of memory all the time, and short times for whoever is held back.
 CONFIGURATION: Final = """
+[session]
+agent_memory = "8M"
 [call]
+memory = "8M"
 grant_lifetime = "1s"
 throttle_limit = "1s"
 freeze_limit = "1s"
+[queue]
+wait = "20s"
+[protection]
+slow_limit = "500ms"
+freeze_limit = "1s"
+[suggest]
+floor = "4M"
 """
+
+
+def has_limits() -> bool:
+    """Whether there is a memory controller: else placement, queue and books are real, and limits are not."""
+    return "memory" in (cgroup2_mount() / "cgroup.controllers").read_text().split()
+
+
+def playground(directory: Path, *, on_stop: str = "end") -> contextlib.AbstractContextManager[RunningDaemon]:
+    """A daemon to play against."""
+    unenforced = "refuse" if has_limits() else "run"
+    return running_daemon(
+        directory, CONFIGURATION, unenforced=unenforced, memory=f"{HOST_MIB}M", on_stop=on_stop
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +108,49 @@ class Failure:
 class Outcome:
     failures: list[Failure] = field(default_factory=list)
     verdicts: Counter[str] = field(default_factory=Counter)
+    # What the policies did to calls, and how often each ended in which way after it.
+    rungs: Counter[str] = field(default_factory=Counter)
+    fates: Counter[str] = field(default_factory=Counter)
+    oom_kills: int = 0
+    played: list[Sequence] = field(default_factory=list)
     steps: int = 0
 
-    def __add__(self, other: "Outcome") -> "Outcome":
-        return Outcome(
-            self.failures + other.failures, self.verdicts + other.verdicts, self.steps + other.steps
+    def add(self, sequence: Sequence) -> None:
+        self.verdicts += sequence.verdicts
+        self.rungs += sequence.rungs
+        self.fates += sequence.fates
+        self.oom_kills += sequence.oom_kills
+        self.played.append(sequence)
+        self.steps += len(sequence.played)
+
+    def __str__(self) -> str:
+        def told(counter: Counter[str]) -> str:
+            return ", ".join(f"{name} {count}" for name, count in counter.most_common()) or "none"
+
+        return (
+            f"{len(self.played)} sequences, {self.steps} steps, {self.verdicts.total()} calls\n"
+            f"  calls by end: {told(self.verdicts)}\n"
+            f"  rungs met: {told(self.rungs)}\n"
+            f"  calls by last rung and end: {told(self.fates)}\n"
+            f"  processes killed by the kernel for memory: {self.oom_kills}"
         )
 
 
 async def play(
-    daemon: RunningDaemon, scripts: Iterable[Script], *, players: int, eats: Callable[[int | None], int]
+    daemon: RunningDaemon,
+    scripts: Iterable[Script],
+    *,
+    players: int,
+    into: Outcome | None = None,
+    said: Callable[[Outcome], None] = lambda _: None,
 ) -> Outcome:
-    """Plays all of `scripts`, `players` at a time. The first failure lets no other begin."""
+    """Plays all of `scripts`, `players` at a time, and adds up what came of them; `said` hears of each that has ended.
+
+    The first failure lets no other begin.
+    """
     async with AsyncOperatorClient(daemon.operator_socket, timeout_s=PATIENCE_S) as operator:
-        place = Place(daemon, operator, eats)
-        outcome = Outcome()
+        place = Place(daemon, operator, has_limits())
+        outcome = into if into is not None else Outcome()
         left = iter(scripts)
 
         async def player() -> None:
@@ -108,10 +162,10 @@ async def play(
                     await sequence.play()
                 except FAULTS as error:
                     outcome.failures.append(Failure(sequence, error))
-                outcome.verdicts += sequence.verdicts
-                outcome.steps += len(sequence.played)
+                outcome.add(sequence)
+                said(outcome)
 
-        watching = asyncio.create_task(_watch_host(operator))
+        watching = asyncio.create_task(_watch_host(operator, daemon.root))
 
         async def play_all() -> None:
             await asyncio.gather(*(player() for _ in range(players)))
@@ -126,10 +180,12 @@ async def play(
         return outcome
 
 
-async def _watch_host(operator: AsyncOperatorClient) -> None:
+async def _watch_host(operator: AsyncOperatorClient, root: Path) -> None:
     capacity_bytes = (await operator.host()).memory_capacity_bytes
+    assert kernel.limit(root) in (None, capacity_bytes)
     while True:
         checks.sessions_fit(await operator.sessions(), capacity_bytes)
+        kernel.is_within(root, capacity_bytes)
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
@@ -168,7 +224,20 @@ def nothing_is_left(daemon: RunningDaemon, *, has_crashed: bool = False) -> None
         for key, value in page.items()
         if key.startswith("agentcgroup_answers_total{") and 'decision="queued"' in key
     )
-    assert total(page, "agentcgroup_queue_wait_seconds_count") == queued
+    left = total(page, "agentcgroup_queue_wait_seconds_count")
+    assert left == queued, f"{left} left the queue and {queued} joined it"
+
+
+def kernel_agrees(daemon: RunningDaemon, outcome: Outcome) -> None:
+    """Every process that the kernel has killed for memory since the daemon began is in the report of one call."""
+    events, local = kernel.counts(daemon.root), kernel.counts(daemon.root, "memory.events.local")
+    if not events:
+        return
+    assert events["oom_kill"] == outcome.oom_kills, (
+        f"{events} in the kernel, {outcome.oom_kills} by the reports"
+    )
+    hits = outcome.verdicts["memory_limit_host"]
+    assert hits <= local["oom"], f"{hits} calls are said to have died for the host, {local}"
 
 
 def ends_agree(daemon: RunningDaemon, ended: Counter[str]) -> None:

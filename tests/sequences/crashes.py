@@ -8,12 +8,12 @@ import asyncio
 import contextlib
 import dataclasses
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from agentcgroup.client import AsyncOperatorClient, Event, Unreachable
 from tests.running import RunningDaemon
-from tests.sequences.company import FAULTS, Failure, Outcome
+from tests.sequences.company import FAULTS, Failure, Outcome, has_limits
 from tests.sequences.sequence import PATIENCE_S, Place, Sequence
 from tests.sequences.steps import CRASH, Script, Step, script
 
@@ -97,17 +97,19 @@ def _calls(events: Iterable[Event], action: str) -> list[str]:
     return [event.call_id for event in events if event.action == action]
 
 
-async def play_one_by_one(daemon: RunningDaemon, scripts: Iterable[Script]) -> Outcome:
+async def play_one_by_one(
+    daemon: RunningDaemon, scripts: Iterable[Script], said: Callable[[Outcome], None] = lambda _: None
+) -> Outcome:
     """As company.play, but each alone, because its daemon dies under it."""
     outcome = Outcome()
     for each in scripts:
         async with AsyncOperatorClient(daemon.operator_socket, timeout_s=PATIENCE_S) as operator:
-            sequence = CrashingSequence(Place(daemon, operator, lambda _: 1), each)
+            sequence = CrashingSequence(Place(daemon, operator, has_limits()), each)
             try:
                 await sequence.play()
             except FAULTS as error:
                 outcome.failures.append(Failure(sequence, error))
                 return outcome
-            outcome.verdicts += sequence.verdicts
-            outcome.steps += len(sequence.played)
+            outcome.add(sequence)
+            said(outcome)
     return outcome

@@ -33,12 +33,14 @@ from agentcgroup.client.errors import (
     WrongState,
 )
 from tests.running import LAUNCHER, RunningDaemon
-from tests.sequences import checks
+from tests.sequences import checks, kernel
 from tests.sequences.steps import Arguments, Script
 
 MIB: Final = 1 << 20
 # Far more than anything here takes on a machine that is busy with something else.
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 120.0
+# How long a step waits for pressure.
+_RUNG_WITHIN_S: Final = 2.0
 # What a request may be answered with when it makes no sense in the state that the sequence happens to have reached.
 _EXPECTED: Final = (AlreadyExists, Exhausted, InvalidRequest, NotFound, Refused, WrongState)
 
@@ -50,19 +52,31 @@ TOOLS: Final = {
     "nap": "exec sleep 0.02",
     "linger": "exec sleep 1000",
     "leave": "sleep 1000 & exit 0",
-    "nest": "{launcher} --memory 8M --wait 1s -- sleep 0.01",
+    "nest": "{launcher} --memory 4M --wait 1s -- sleep 0.01",
+    # It takes more than it may, and its caller fails with it.
+    "nest_eat": "{launcher} --memory 4M --memory-max 8M --wait 1s -- "
+    "sh -c 'head -c {eat}M /dev/zero | tail -c {eat}M | wc -c' || exit 7",
     # tail(1) holds what it was asked for.
     "eat": "head -c {eat}M /dev/zero | tail -c {eat}M | wc -c",
+    # A MiB at a time, which is kept for a while, or for good.
+    "grow": "exec perl -e '{grow}' {eat} 0.3",
+    "hold": "exec perl -e '{grow}' {eat} 1000",
 }
+_GROW: Final = (
+    'my ($mib, $stay) = @ARGV; my $piece = "x" x (1 << 20); my $kept = "";'
+    " for (1 .. $mib) { $kept .= $piece; select undef, undef, undef, 0.005 } select undef, undef, undef, $stay"
+)
+# These end only when somebody ends them.
+_ENDLESS: Final = frozenset({"linger", "hold"})
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The daemon that is played against, and how much a tool eats there of what its call declared."""
+    """The daemon that is played against. `has_limits`: whether there is a memory controller; without it a MiB is enough."""
 
     daemon: RunningDaemon
     operator: AsyncOperatorClient
-    eats: Callable[[int | None], int]
+    has_limits: bool
     draining: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -74,10 +88,17 @@ class Sequence:
         self.played: list[str] = []
         # How its calls ended.
         self.verdicts: Counter[str] = Counter()
+        # What the policies did to them, and what each ended with that something was done to.
+        self.rungs: Counter[str] = Counter()
+        self.fates: Counter[str] = Counter()
+        # Processes that the kernel killed for memory, by the reports.
+        self.oom_kills = 0
         self._place, self._operator = place, place.operator
         self._client: AsyncClient | None = None
         self._agent: subprocess.Popen[bytes] | None = None
         self._tools: list[subprocess.Popen[bytes]] = []
+        self._endless: list[subprocess.Popen[bytes]] = []
+        self._most_bytes = 0
         self._asking: list[asyncio.Task[None]] = []
         self._calls: list[Call] = []
         # By the session's number, which rises when it is made anew, and the message's: two streams tell the same.
@@ -120,6 +141,7 @@ class Sequence:
             return True
 
         await self._until(create, "a session")
+        self._most_bytes = memory_mib * MIB
         await self._connect()
         self._agent = _sleeper()
         await self._operator.place_agent(self.name, self._agent.pid)
@@ -157,6 +179,17 @@ class Sequence:
         assert self._agent is not None
         checks.lives_in(self._agent, f"/{daemon.name}/{self.name}/agent")
         checks.files_agree(daemon.root.parent, self._calls)
+        checks.none_is_stuck(self._calls)
+        self._most_bytes = max(self._most_bytes, session.budget.memory_max_bytes or 0)
+        kernel.budget_holds(daemon.root / self.name, session.budget, self._most_bytes)
+        kernel.agent_is_spared(daemon.root / self.name)
+        if kernel.freezing_agrees(daemon.root.parent, self._calls):
+            await self._until(self._freezing_agrees, "that daemon and kernel agree on who is frozen")
+
+    async def _freezing_agrees(self) -> bool:
+        """Between the list and the look into the file it may have changed."""
+        self._calls = await self._operator.calls(self.name)
+        return not kernel.freezing_agrees(self._place.daemon.root.parent, self._calls)
 
     # ---- what an agent does
 
@@ -164,6 +197,8 @@ class Sequence:
         options = []
         for name, key, unit in (
             ("--memory", "memory_mib", "M"),
+            ("--memory-max", "memory_max_mib", "M"),
+            ("--throttle-limit", "throttle_limit_ms", "ms"),
             ("--class", "cpu_class", ""),
             ("--on-exceed", "on_exceed", ""),
             ("--timeout", "timeout_ms", "ms"),
@@ -173,23 +208,27 @@ class Sequence:
                 options += [name, f"{intent[key]}{unit}"]
         return options
 
-    def _start(self, command: list[str]) -> None:
+    def _start(self, command: list[str], *, endless: bool = False) -> None:
         self._tools.append(
             subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
         )
+        if endless:
+            self._endless.append(self._tools[-1])
 
-    def _tool(self, name: str, memory_mib: int | None) -> list[str]:
+    def _tool(self, name: str, eat_mib: int) -> list[str]:
         launcher = f"{LAUNCHER} run --session-dir {self._place.daemon.session_dir(self.name)}"
-        return ["sh", "-c", TOOLS[name].format(launcher=launcher, eat=self._place.eats(memory_mib))]
+        eat = eat_mib if self._place.has_limits else 1
+        return ["sh", "-c", TOOLS[name].format(launcher=launcher, eat=eat, grow=_GROW)]
 
-    async def launch(self, tool: str, from_agent: bool, memory_mib: int | None, **intent: Any) -> None:
-        options = self._options(intent | {"memory_mib": memory_mib})
+    async def launch(self, tool: str, from_agent: bool, eat_mib: int, **intent: Any) -> None:
+        options = tuple(self._options(intent))
         self._start(
             self._place.daemon.launch_command(
-                self.name, *self._tool(tool, memory_mib), options=tuple(options), from_agent=from_agent
-            )
+                self.name, *self._tool(tool, eat_mib), options=options, from_agent=from_agent
+            ),
+            endless=tool in _ENDLESS,
         )
 
     async def burst(self, count: int) -> None:
@@ -211,11 +250,13 @@ class Sequence:
         self._asking.append(asyncio.create_task(ask()))
 
     def _wish(
-        self, memory_mib: int | None, wait_ms: int, cpu_class: str | None, on_exceed: str | None,
-        timeout_ms: int | None,
+        self, memory_mib: int | None, memory_max_mib: int | None, throttle_limit_ms: int | None, wait_ms: int,
+        cpu_class: str | None, on_exceed: str | None, timeout_ms: int | None,
     ) -> dict[str, Any]:  # fmt: skip
         return {
             "memory": memory_mib * MIB if memory_mib else None,
+            "memory_max": memory_max_mib * MIB if memory_max_mib else None,
+            "throttle_limit": throttle_limit_ms / 1000 if throttle_limit_ms else None,
             "wait": wait_ms / 1000,
             "cpu_class": cpu_class,
             "on_exceed": on_exceed,
@@ -247,7 +288,7 @@ class Sequence:
 
         self._ask(run())
 
-    async def begin_by_ticket(self, which: int, tool: str) -> None:
+    async def begin_by_ticket(self, which: int, tool: str, eat_mib: int) -> None:
         call = self._chosen(which, CallState.DECLARED)
         if call is not None:
             assert self._client is not None
@@ -258,14 +299,14 @@ class Sequence:
                 "--session-dir",
                 str(self._place.daemon.session_dir(self.name)),
             ]
-            memory_bytes = call.limits.memory_bytes
-            self._start([*launcher, "--ticket", ticket, "--",
-                         *self._tool(tool, memory_bytes // MIB if memory_bytes else None)])  # fmt: skip
+            self._start(
+                [*launcher, "--ticket", ticket, "--", *self._tool(tool, eat_mib)], endless=tool in _ENDLESS
+            )
 
     async def begin_by_pid(self, which: int) -> None:
         call = self._chosen(which, CallState.DECLARED)
         if call is not None:
-            self._start(["sleep", "1000"])
+            self._start(["sleep", "1000"], endless=True)
             await self._operator.place_agent(self.name, self._tools[-1].pid)
             assert self._client is not None
             await self._client.begin(call.id, self._tools[-1].pid)
@@ -306,6 +347,47 @@ class Sequence:
 
     async def pause(self, ms: int) -> None:
         await asyncio.sleep(ms / 1000)
+
+    async def reach_rung(self) -> None:
+        """Until something is done about a call, so that the next step falls there; not for long, for it need not come."""
+        if not self._place.has_limits:
+            return
+        end = time.monotonic() + _RUNG_WITHIN_S
+        while time.monotonic() < end:
+            self._calls = await self._operator.calls(self.name)
+            if not self._calls or any(
+                call.ladder is not None or call.state is CallState.FROZEN for call in self._calls
+            ):
+                return
+            await asyncio.sleep(0.05)
+
+    async def let_end(self) -> None:
+        """Until every tool has ended by itself, or has been ended for what it took."""
+        await self._until(self._have_ended, "the end of every tool")
+
+    async def _have_ended(self) -> bool:
+        return all(tool.poll() is not None for tool in self._tools)
+
+    async def await_calls(self, count: int) -> None:
+        async def are_there() -> bool:
+            self._calls = await self._operator.calls(self.name)
+            return sum(call.state is CallState.RUNNING for call in self._calls) >= count
+
+        await self._until(are_there, f"{count} running calls")
+
+    async def await_ends(self, count: int) -> None:
+        async def have_ended() -> bool:
+            return sum(tool.poll() is not None for tool in self._tools) >= count
+
+        await self._until(have_ended, f"the end of {count} tools")
+
+    async def await_closed(self, session: str) -> None:
+        """Until another session has come and gone."""
+
+        async def is_closed() -> bool:
+            return "closed" in [event.action async for event in self._operator.events(session, limit=1000)]
+
+        await self._until(is_closed, f"the end of {session}")
 
     # ---- what an operator does
 
@@ -369,6 +451,8 @@ class Sequence:
             await self._operator.kill_session(self.name)
             for task in self._asking:
                 task.cancel()
+        elif self.script.end == "settle":
+            await self._settle()
         if self.script.end != "remove":
 
             async def is_calm() -> bool:
@@ -384,18 +468,35 @@ class Sequence:
         await self._until(self._asked, "an answer to every intent")
         await self._check_records()
 
+    async def _settle(self) -> None:
+        """Whoever is held by an operator is let go and what would go on for ever is ended; the rest must end by itself."""
+        for task in self._asking:
+            task.cancel()
+        with contextlib.suppress(*_EXPECTED):
+            await self._operator.thaw_session(self.name)
+        for tool in self._endless:
+            tool.kill()
+        end = time.monotonic() + PATIENCE_S
+        while not await self._have_ended():
+            self._calls = await self._operator.calls(self.name)
+            assert time.monotonic() < end, f"tools did not end within {PATIENCE_S:g} s: {self._calls}"
+            for call in self._calls:
+                # One that stands still by its own ladder or for others is not an operator's to thaw, who is told so.
+                if call.state is CallState.FROZEN:
+                    with contextlib.suppress(*_EXPECTED):
+                        await self._operator.thaw_call(call.id)
+            checks.none_is_stuck(self._calls)
+            await asyncio.sleep(0.2)
+
     async def _asked(self) -> bool:
         return all(task.done() for task in self._asking)
 
     async def _remove(self) -> None:
         """The session goes, with every process, socket and cgroup of its."""
         daemon = self._place.daemon
+        kernel.agent_is_spared(daemon.root / self.name)
         await self._operator.remove_session(self.name)
-
-        async def are_gone() -> bool:
-            return all(tool.poll() is not None for tool in self._tools)
-
-        await self._until(are_gone, "the end of every launcher and tool")
+        await self._until(self._have_ended, "the end of every launcher and tool")
         assert self._agent is not None and self._agent.wait(PATIENCE_S) == -signal.SIGKILL
         assert not (daemon.root / self.name).exists(), "its cgroup is left"
         assert not daemon.session_dir(self.name).exists(), "its sockets are left"
@@ -406,6 +507,7 @@ class Sequence:
             # One that was hung up has ended with the client.
             assert error is None or isinstance(error, Unreachable | asyncio.CancelledError), repr(error)
         self._tools.clear()
+        self._endless.clear()
         self._ears.clear()
         assert self._client is not None
         await self._client.close()
@@ -426,6 +528,21 @@ class Sequence:
         assert sorted(seen) == sorted(ended), "the history has each call once"
         events = [event async for event in self._operator.events(self.name, limit=1000)]
         checks.stories_are_whole(events[::-1], begun)
+        stories = checks.stories(events[::-1], begun)
+        outermost = {
+            entry.report.call_id
+            async for entry in self._operator.history(self.name, limit=1000)
+            if not entry.parent_call_id
+        }
+        kernel.ends_are_true(stories, outermost)
+        verdicts = {report.call_id: report.verdict for report in reports}
+        for call_id, story in stories.items():
+            done = kernel.rungs(story)
+            self.rungs.update(done)
+            if done:
+                self.fates[f"{done[-1]}, then {verdicts[call_id]}"] += 1
+            if call_id in outermost:
+                self.oom_kills += kernel.oom_kills(story)
 
     # ---- small words
 
