@@ -40,12 +40,12 @@ class Learning(Core):
 
         Only the reservation changes. Where memory.high stands on it, it stays.
         """
+        limits = call.limits
+        if call.intent.memory_bytes is not None or limits.memory_high_bytes is not None or call.parent_id:
+            return
         session = self._ledger.session(call.session)
         learned = self._learned(call.intent, session)
-        if learned is None or learned.memory_bytes is None or call.intent.memory_bytes is not None:
-            return
-        limits = call.limits
-        if limits.memory_high_bytes is not None or call.parent_id:
+        if learned is None or learned.memory_bytes is None:
             return
         self._make_way(session, learned.memory_bytes - limits.memory_bytes)
         room = admission.memory_available_bytes(self._session_view(session), self._host_view())
