@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -23,6 +22,7 @@ enum {
 	BATCH = 16,        // events, and connections of one listener, before the others' turn
 	MOST_WAITING = 64, // connections without a packet; more of them wait with Python
 	PATIENCE_MS = 50,  // for a packet, then Python waits for it
+	NS_PER_MS = 1000000,
 };
 
 struct received {
@@ -37,7 +37,7 @@ struct received {
 struct waiting {
 	int fd; // -1: a free slot
 	uint64_t listener;
-	int64_t until_ms;
+	int64_t until_ns;
 };
 
 struct door {
@@ -58,14 +58,6 @@ enum subject { STOP, LISTENER, WAITING };
 static uint64_t subject(enum subject what, uint64_t which)
 {
 	return which << 2 | what;
-}
-
-static int64_t now_ms(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 static uint64_t unix_time_ns(void)
@@ -94,7 +86,7 @@ static void hand_on(struct door *door, uint64_t listener)
 	};
 
 	memcpy(event.fds, received->fds, sizeof(event.fds));
-	if (!tell(&door->telling, &event, received->packet))
+	if (!tell(&door->telling, &event, received->packet, AT_ONCE))
 		close_all(received);
 }
 
@@ -102,7 +94,7 @@ static void hand_on_silent(struct door *door, uint64_t listener, int connection)
 {
 	struct door_event event = {.kind = DOOR_SILENT, .listener = listener, .connection = connection, .pidfd = -1};
 
-	if (!tell(&door->telling, &event, NULL))
+	if (!tell(&door->telling, &event, NULL, AT_ONCE))
 		close(connection);
 }
 
@@ -123,7 +115,7 @@ static bool serve_prepared(struct door *door, uint64_t listener)
 	pid = peer_of(received->connection, &pidfd);
 	if (!pid)
 		return false;
-	if (!offer_take(&door->listeners, listener, received->packet, received->length, pid, pidfd, &offer)) {
+	if (!offer_take(&door->listeners, listener, received->packet, received->length, pid, pidfd, monotonic_ns(), &offer)) {
 		close(pidfd);
 		return false;
 	}
@@ -143,7 +135,7 @@ static bool serve_prepared(struct door *door, uint64_t listener)
 	event.pidfd = pidfd;
 	event.elapsed_ns = event.at_ns - begin_ns;
 	event.length = (uint32_t)received->length;
-	if (!tell(&door->telling, &event, received->packet))
+	if (!tell(&door->telling, &event, received->packet, offer.in_a_row ? AT_ONCE : TOOL_FIRST))
 		close(pidfd);
 	offer_free(&offer);
 	return true;
@@ -205,7 +197,7 @@ static void await_packet(struct door *door, uint64_t listener, int connection)
 		readable.data.u64 = subject(WAITING, i);
 		if (epoll_ctl(door->epoll, EPOLL_CTL_ADD, connection, &readable) < 0)
 			break;
-		door->waiting[i] = (struct waiting){connection, listener, now_ms() + PATIENCE_MS};
+		door->waiting[i] = (struct waiting){connection, listener, monotonic_ns() + PATIENCE_MS * NS_PER_MS};
 		door->waiting_count++;
 		return;
 	}
@@ -236,10 +228,10 @@ static void on_waiting(struct door *door, size_t slot)
 
 static void lose_patience(struct door *door)
 {
-	int64_t now = now_ms();
+	int64_t now = monotonic_ns();
 
 	for (size_t i = 0; door->waiting_count && i < MOST_WAITING; i++)
-		if (door->waiting[i].fd >= 0 && now >= door->waiting[i].until_ms) {
+		if (door->waiting[i].fd >= 0 && now >= door->waiting[i].until_ns) {
 			uint64_t listener = door->waiting[i].listener;
 
 			hand_on_silent(door, listener, stop_waiting(door, i));
@@ -301,8 +293,8 @@ static struct door *fail(struct door *door)
 
 	if (door->epoll >= 0)
 		close(door->epoll);
-	if (door->telling.stop >= 0)
-		close(door->telling.stop);
+	telling_close(&door->telling);
+	listeners_close(&door->listeners);
 	free(door);
 	errno = error;
 	return NULL;
@@ -316,13 +308,11 @@ struct door *door_open(int events)
 
 	if (!door)
 		return NULL;
-	door->telling.events = events;
 	door->epoll = epoll_create1(EPOLL_CLOEXEC);
-	door->telling.stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	for (size_t i = 0; i < MOST_WAITING; i++)
 		door->waiting[i].fd = -1;
 	listeners_open(&door->listeners);
-	if (door->epoll < 0 || door->telling.stop < 0 ||
+	if (telling_open(&door->telling, events) < 0 || door->epoll < 0 ||
 	    epoll_ctl(door->epoll, EPOLL_CTL_ADD, door->telling.stop, &stopped) < 0)
 		return fail(door);
 	// Signals are the main thread's.
@@ -349,8 +339,18 @@ void door_close(struct door *door)
 			close(door->waiting[i].fd);
 	listeners_close(&door->listeners);
 	close(door->epoll);
-	close(door->telling.stop);
+	telling_close(&door->telling);
 	free(door);
+}
+
+int door_bell(const struct door *door)
+{
+	return door->telling.bell;
+}
+
+void door_heard(struct door *door)
+{
+	telling_heard(&door->telling);
 }
 
 int door_listen(struct door *door, uint64_t id, int fd, uint64_t agent_cgroup_id, const char *agent_path)

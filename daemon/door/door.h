@@ -50,6 +50,13 @@ struct door;
 // NULL and errno when it cannot.
 DOOR_API struct door *door_open(int events);
 
+// A descriptor that is readable when there are events to read: at once, or, where they are only news of callers who have
+// been answered (DOOR_BEGAN), a few milliseconds later, so that Python does not take the CPU from a tool that starts.
+DOOR_API int door_bell(const struct door *door);
+
+// The bell is silent until something new is told. To be called before the events are read.
+DOOR_API void door_heard(struct door *door);
+
 // Stops the thread and closes all that it holds. Nothing else may run on `door` meanwhile.
 DOOR_API void door_close(struct door *door);
 

@@ -7,6 +7,7 @@ contract, and whose structures and numbers stand here a second time.
 
 import asyncio
 import ctypes
+import errno
 import logging
 import os
 import socket
@@ -90,13 +91,19 @@ def load(path: Path = LIBRARY) -> ctypes.CDLL:
     signatures: dict[str, tuple[object, list[object]]] = {
         "door_open": (ctypes.c_void_p, [number]),
         "door_close": (None, [ctypes.c_void_p]),
+        "door_bell": (number, [ctypes.c_void_p]),
+        "door_heard": (None, [ctypes.c_void_p]),
         "door_listen": (number, [ctypes.c_void_p, u64, number, u64, text]),
         "door_unlisten": (None, [ctypes.c_void_p, u64]),
         "door_offer": (number, [ctypes.c_void_p, u64, u64, text, size, number, number, text, size]),
         "door_withdraw": (number, [ctypes.c_void_p, u64, u64]),
     }
     for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise OSError(
+                errno.ENOSYS, f"{path} is of another release, it has no {name}: build it again (make door)"
+            )
         function.restype, function.argtypes = result, arguments
     return library
 
@@ -110,6 +117,7 @@ class NativeDoor:
         self._loop: Final = asyncio.get_running_loop()
         self._guests: Final[dict[int, Guest]] = {}
         self._last_id = 0
+        self._more: asyncio.Handle | None = None
         self._events, self._told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._events.setblocking(False)
         self._told.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _EVENT_BUFFER_BYTES)
@@ -119,11 +127,14 @@ class NativeDoor:
             self._events.close()
             self._told.close()
             raise OSError(error, os.strerror(error))
-        self._loop.add_reader(self._events, self._on_readable)
+        self._bell: Final[int] = library.door_bell(self._door)
+        self._loop.add_reader(self._bell, self._on_bell)
 
     def close(self) -> None:
         """Stops the thread and hangs up on everybody."""
-        self._loop.remove_reader(self._events)
+        self._loop.remove_reader(self._bell)
+        if self._more is not None:
+            self._more.cancel()
         self._library.door_close(self._door)
         self._guests.clear()
         self.pump()
@@ -177,18 +188,23 @@ class NativeDoor:
 
     # ---- events
 
-    def _on_readable(self) -> None:
-        self.pump(_BATCH)
+    def _on_bell(self) -> None:
+        self._more = None
+        # What is told from here on rings again.
+        self._library.door_heard(self._door)
+        if not self.pump(_BATCH):
+            self._more = self._loop.call_soon(self._on_bell)
 
-    def pump(self, most: int | None = None) -> None:
-        """Handles the events that are there."""
+    def pump(self, most: int | None = None) -> bool:
+        """Handles the events that are there, at most so many; whether these were all."""
         while most is None or most > 0:
             try:
                 message = self._events.recv(_EVENT.size + _MOST_BYTES + 1)
             except BlockingIOError:
-                return
+                return True
             most = None if most is None else most - 1
             self._handle(message)
+        return False
 
     def _handle(self, message: bytes) -> None:
         number, offer, at_ns, elapsed_ns, kind, flags, connection, pidfd, pid, error, *rest = (

@@ -9,11 +9,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+// Since the listener's last one was taken.
+enum { IN_A_ROW_NS = 10000000 };
+
 struct listener {
 	uint64_t id; // 0: a free slot
 	int fd;
 	uint64_t agent_cgroup_id;
 	char *agent_path;
+	int64_t taken_at_ns;
 	size_t offer_count;
 	struct offer offers[DOOR_MOST_OFFERS]; // the oldest first
 };
@@ -229,7 +233,7 @@ bool offer_withdraw(struct listeners *all, uint64_t listener_id, uint64_t id)
 }
 
 bool offer_take(struct listeners *all, uint64_t id, const char *packet, size_t length, pid_t pid, int pidfd,
-                struct offer *taken)
+                int64_t now_ns, struct offer *taken)
 {
 	struct listener *listener;
 	struct offer *offer;
@@ -253,6 +257,8 @@ bool offer_take(struct listeners *all, uint64_t id, const char *packet, size_t l
 	if (offer) {
 		*taken = *offer;
 		remove_offer(listener, offer);
+		taken->in_a_row = now_ns - listener->taken_at_ns < IN_A_ROW_NS;
+		listener->taken_at_ns = now_ns;
 	}
 	pthread_mutex_unlock(&all->lock);
 	return offer != NULL;

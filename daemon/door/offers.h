@@ -16,6 +16,8 @@ struct offer {
 	size_t request_length, reply_length;
 	int procs; // cgroup.procs, for writing
 	int oom_score_adj;
+	// Set by offer_take: the session has just taken another one, so Python has to hurry to prepare for the next.
+	bool in_a_row;
 };
 
 struct listeners {
@@ -44,9 +46,9 @@ int offer_add(struct listeners *all, uint64_t listener, const struct offer *offe
 // Whether the offer was still there; it is freed.
 bool offer_withdraw(struct listeners *all, uint64_t listener, uint64_t id);
 
-// Takes out the oldest offer that `packet` fits and whose listener's leaf the process lives in.
+// Takes out the oldest offer that `packet` fits and whose listener's leaf the process lives in. `now_ns`: CLOCK_MONOTONIC.
 bool offer_take(struct listeners *all, uint64_t listener, const char *packet, size_t length, pid_t pid, int pidfd,
-                struct offer *taken);
+                int64_t now_ns, struct offer *taken);
 
 // Moves the process into the cgroup that was offered. 0, or why it could not be moved.
 int offer_keep(const struct offer *offer, pid_t pid);

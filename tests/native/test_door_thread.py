@@ -52,6 +52,19 @@ def test_without_the_library_python_serves_everybody(
     assert "every launch waits for Python" in caplog.text
 
 
+def test_a_library_of_another_release_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = tmp_path / "other.c"
+    source.write_text("int door_open(int events) { return events; }\n")
+    other = tmp_path / "libdoor.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(other), str(source)], check=True)
+
+    async def opened() -> NativeDoor | None:
+        return open_door(lambda: load(other))
+
+    assert asyncio.run(opened()) is None
+    assert "has no door_close: build it again (make door)" in caplog.text
+
+
 def policies() -> set[int]:
     """How threads of this process that are called "door" are scheduled."""
     return {
