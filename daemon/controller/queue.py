@@ -238,6 +238,7 @@ class Queueing(Waits):
             wait.arrived,
             wait.passed,
             self._expected_ms(call, wait.learned),
+            int((self._now_s() - wait.since_s) * 1000),
         )
 
     def _beside_the_queue(self, call: ToolCall) -> Views:

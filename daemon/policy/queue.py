@@ -6,9 +6,14 @@ behind it that do (backfilling: Feitelson, IPPS 1997), but only BYPASSES_MAX tim
 before all others, and their need is claimed at each of their levels: what would delay them is not granted. Because a big
 call may wait for minutes, interactive calls still pass through an express lane, a part of the level that the overdue call
 does not need. So every call starts after a bounded number of others, as long as calls end.
+
+Of lower priority nobody passes at first: for YIELDS_MS of its own wait a call leaves alone what a better one is short of,
+as if that were overdue. Else one that waits for small calls to end would wait for those that come meanwhile, too. It is
+bounded because the better one may wait for something long, or in vain.
 """
 
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +23,8 @@ from agentcgroup.daemon.model import CpuClass, Priority
 
 # How often later calls may be granted room that an earlier one waits for.
 BYPASSES_MAX: Final = 8
+# For so long a call leaves room alone that one of higher priority waits for.
+YIELDS_MS: Final = 10_000
 # The express lane of a level is this part of it.
 EXPRESS_PART: Final = 8
 # Bounds of the look ahead: ends of running calls, and calls in the queue, that are considered.
@@ -40,6 +47,7 @@ class Waiter:
     arrived: int  # rises with each arrival
     passed: int = 0
     runs_ms: int | None = None  # how long it is expected to run
+    waited_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +104,10 @@ class _Room:
     levels: dict[str, Level]
     sessions: dict[str, Share]
     calls_free: int
-    claimed: Counter[str] = field(default_factory=Counter)
+    claimed: Counter[str] = field(default_factory=Counter)  # for those that are overdue
+    preferred: Counter[str] = field(
+        default_factory=Counter
+    )  # for those of higher priority than who is looked at
     largest_claim: dict[str, int] = field(default_factory=dict)
 
     def rank(self, waiter: Waiter) -> tuple[float, ...]:
@@ -111,14 +122,22 @@ class _Room:
             waiter.arrived,
         )
 
+    def precedence(self, waiter: Waiter) -> tuple[float, ...]:
+        """Of those before it in `rank`: the part in which nobody may pass."""
+        return self.rank(waiter)[:1] if is_overdue(waiter) else self.rank(waiter)[:2]
+
     def fits(self, waiter: Waiter) -> bool:
         if self.calls_free <= 0 or self.sessions[waiter.session].calls_free <= 0:
             return False
-        return all(self._fits_at(key, waiter) for key in waiter.levels)
+        yields = waiter.waited_ms < YIELDS_MS
+        return all(
+            self._fits_at(key, waiter, self.claimed[key] + (self.preferred[key] if yields else 0))
+            for key in waiter.levels
+        )
 
-    def _fits_at(self, key: str, waiter: Waiter) -> bool:
+    def _fits_at(self, key: str, waiter: Waiter, kept_bytes: int) -> bool:
         level = self.levels[key]
-        if level.free_bytes - self.claimed[key] >= waiter.memory_bytes:
+        if level.free_bytes - kept_bytes >= waiter.memory_bytes:
             return True
         if level.free_bytes < waiter.memory_bytes or waiter.cpu_class is not CpuClass.INTERACTIVE:
             return False
@@ -128,11 +147,21 @@ class _Room:
 
     def claim(self, waiter: Waiter) -> None:
         for key in waiter.levels:
-            self.claimed[key] += waiter.memory_bytes
-            self.largest_claim[key] = max(self.largest_claim.get(key, 0), waiter.memory_bytes)
+            self._keep(self.claimed, key, waiter)
+
+    def prefer(self, waiter: Waiter) -> None:
+        """Keeps what `waiter` is short of from those of lower priority; where it is not, they are in nobody's way."""
+        for key in waiter.levels:
+            if self.levels[key].free_bytes - self.claimed[key] < waiter.memory_bytes:
+                self._keep(self.preferred, key, waiter)
+
+    def _keep(self, kept: Counter[str], key: str, waiter: Waiter) -> None:
+        kept[key] += waiter.memory_bytes
+        self.largest_claim[key] = max(self.largest_claim.get(key, 0), waiter.memory_bytes)
 
     def unclaim(self) -> None:
         self.claimed.clear()
+        self.preferred.clear()
         self.largest_claim.clear()
 
     def take(self, call: Waiter | Running, sign: int = 1) -> None:
@@ -157,7 +186,10 @@ class _Room:
         return (
             waiter.arrived < chosen.arrived
             and not is_overdue(waiter)
-            and any(key in waiter.levels and not self._fits_at(key, waiter) for key in chosen.levels)
+            and any(
+                key in waiter.levels and not self._fits_at(key, waiter, self.claimed[key])
+                for key in chosen.levels
+            )
         )
 
 
@@ -218,13 +250,19 @@ def _fill(room: _Room, waiting: list[Waiter]) -> tuple[list[Waiter], list[Waiter
 
 def _first(room: _Room, waiting: Sequence[Waiter]) -> Waiter | None:
     room.unclaim()
-    for each in waiting:
-        if not room.sessions[each.session].is_open:
-            continue
-        if room.fits(each):
-            return each
-        if is_overdue(each):
-            room.claim(each)
+    for _, equals in itertools.groupby(waiting, key=room.precedence):
+        short: list[Waiter] = []
+        for each in equals:
+            if not room.sessions[each.session].is_open:
+                continue
+            if room.fits(each):
+                return each
+            if is_overdue(each):
+                room.claim(each)
+            else:
+                short.append(each)
+        for each in short:
+            room.prefer(each)
     return None
 
 

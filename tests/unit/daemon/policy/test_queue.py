@@ -12,6 +12,7 @@ from agentcgroup.daemon.policy.measured import SETTLE_MS, counted_bytes, given_b
 from agentcgroup.daemon.policy.queue import (
     BYPASSES_MAX,
     EXPRESS_PART,
+    YIELDS_MS,
     Level,
     Running,
     Share,
@@ -36,8 +37,9 @@ def waiter(
     cpu_class: CpuClass = CpuClass.NORMAL,
     passed: int = 0,
     runs_ms: int | None = None,
+    waited_ms: int = 0,
 ) -> Waiter:
-    return Waiter(name, session, (session, HOST), memory, cpu_class, arrived, passed, runs_ms)
+    return Waiter(name, session, (session, HOST), memory, cpu_class, arrived, passed, runs_ms, waited_ms)
 
 
 def view(
@@ -111,6 +113,35 @@ def test_an_overdue_call_of_one_session_does_not_stop_another_that_takes_nothing
     big = waiter("big", 900, 1, passed=BYPASSES_MAX)
     found = plan(view(big, waiter("other", 400, 2, session="other"), free=500, host_free=2000, other=WEB))
     assert granted(found) == ["other"]
+
+
+HIGH = replace(WEB, priority=Priority.HIGH)
+
+
+def test_nobody_of_lower_priority_passes_into_room_that_a_better_call_waits_for() -> None:
+    big = waiter("big", 900, 1, session="high")
+    found = plan(view(big, waiter("small", 100, 2), host_free=800, high=HIGH))
+    assert granted(found) == []
+    assert standing(found) == ["big", "small"]
+    # One of its own priority passes it as before, and so does one that has waited long enough for it.
+    assert granted(plan(view(big, waiter("small", 100, 2, session="high"), host_free=800, high=HIGH))) == [
+        "small"
+    ]
+    patient = waiter("small", 100, 2, waited_ms=YIELDS_MS)
+    assert granted(plan(view(big, patient, host_free=800, high=HIGH))) == ["small"]
+
+
+def test_a_better_call_that_waits_for_its_own_session_is_in_nobodys_way() -> None:
+    full = replace(HIGH, reserved_bytes=900)
+    levels = {"high": Level(1000, 100), "web": Level(1000, 1000), HOST: Level(10_000, 800)}
+    waiting = (waiter("big", 300, 1, session="high"), waiter("small", 600, 2))
+    assert granted(plan(View(levels, {"web": WEB, "high": full}, 100, waiting))) == ["small"]
+
+
+def test_an_overdue_call_of_lower_priority_goes_before_a_better_one() -> None:
+    big = waiter("big", 900, 2, session="high")
+    overdue = waiter("overdue", 700, 1, passed=BYPASSES_MAX)
+    assert granted(plan(view(big, overdue, host_free=800, high=HIGH))) == ["overdue"]
 
 
 def test_calls_of_a_frozen_session_keep_their_place_and_nobody_waits_for_them() -> None:
@@ -209,7 +240,7 @@ class World:
     def tick(self) -> queue.Plan:
         self.running = [(each, left - 1) for each, left in self.running if left > 1]
         found = plan(self.view())
-        self.waiting = list(found.standing)
+        self.waiting = [replace(each, waited_ms=each.waited_ms + 1000) for each in found.standing]
         self.running += [(each, self.runs[each.id]) for each in found.granted]
         return found
 
@@ -243,6 +274,18 @@ def test_whatever_comes_no_level_is_overdrawn_and_everybody_gets_in(
                                 if other.arrived < each.arrived and key in other.levels
                             )
                             assert after.levels[key].free_bytes + earlier_bytes >= each.memory_bytes
+        if not overdue | {each.id for each in found.standing if is_overdue(each)}:
+            rank = dict(zip(NAMES, map(list(Priority).index, priorities), strict=True))
+            for better in found.standing:
+                # Short of nothing but what all sessions share: nobody below it was let past.
+                if after.levels[better.session].free_bytes >= better.memory_bytes:
+                    assert not [
+                        each
+                        for each in found.granted
+                        if rank[each.session] < rank[better.session]
+                        and each.cpu_class is not CpuClass.INTERACTIVE
+                        and each.waited_ms < YIELDS_MS
+                    ]
     left = len(world.waiting)
     for _ in range(7 * left + 7):
         world.tick()
