@@ -175,7 +175,8 @@ def _goal(what: str, value: Estimate, bound: float, at_least: bool = False) -> s
 
 def is_as_good(simple: Score, product: Score) -> bool:
     """Nobody dies more often, and no figure is noticeably worse."""
-    if simple.all_survived < product.all_survived:
+    # Where somebody always dies it still matters whether it was who is to be protected.
+    if simple.all_survived < product.all_survived or simple.high_time.n < product.high_time.n:
         return False
     pairs = (
         (simple.high_time, product.high_time, HIGH_WITHIN),

@@ -19,6 +19,7 @@ from agentcgroup.client import places
 from agentcgroup.client.errors import ClientError, InvalidRequest
 from agentcgroup.client.operator_client import OperatorClient
 from agentcgroup.client.recordings import Call, Curve, Recording, Session, peak_curve
+from agentcgroup.proto.words import Verdict
 
 # From the word to go until all begin at one moment.
 HEAD_START_US: Final = 50_000
@@ -31,6 +32,8 @@ _OPTIONS: Final = {
     "on_exceed": ("--on-exceed", ""),
 }  # fmt: skip
 _MEMORY: Final = frozenset({"memory_bytes", "memory_max_bytes"})
+# Ends by a limit that a replay declares, too.
+_OWN_LIMIT: Final = frozenset({Verdict.MEMORY_LIMIT_CALL, Verdict.THROTTLE_LIMIT})
 # What the replaying program itself takes on top of what it plays: page tables, its stack, the start of a call.
 _MARGIN_BYTES: Final = 4 << 20
 
@@ -82,6 +85,8 @@ class PlayedSession:
     session: str
     priority: str
     calls_recorded: int
+    # What its own limit stopped when it was recorded may be stopped by it again.
+    stopped_when_recorded: tuple[str, ...] = ()
     completed_us: int | None = None
     agent_status: int | None = None
     # What it said last when it did not end well.
@@ -91,9 +96,9 @@ class PlayedSession:
 
     @property
     def survived(self) -> bool:
-        """The agent came to its end and every call to its own."""
-        ended_well = sum(call.status == 0 for call in self.calls)
-        return self.completed_us is not None and ended_well == self.calls_recorded
+        """The agent came to its end and every call to its own, or to the limit that stopped it when it was recorded."""
+        as_recorded = sum(call.status == 0 or call.call in self.stopped_when_recorded for call in self.calls)
+        return self.completed_us is not None and as_recorded == self.calls_recorded
 
     @property
     def step_us(self) -> list[int]:
@@ -152,12 +157,15 @@ def script_of(recording: Recording, session: Session, pace: Pace) -> str:
     """What `agentcg act` is told about `session`."""
     lines = [f"pages {pace.page_bytes}", f"step {pace.step_bytes}", "agent", *_points(session.memory, pace)]
     for number, call in enumerate(recording.calls_of(session.session)):
-        # Names of recordings may hold anything; these are ours.
-        lines.append(f"call {number}:{''.join(each for each in call.call if each.isalnum() or each in '-._')[:40]} "
-                     f"{pace.us(call.start_ms)} {pace.us(call.duration_ms)}")  # fmt: skip
+        lines.append(f"call {_name_of(number, call)} {pace.us(call.start_ms)} {pace.us(call.duration_ms)}")
         lines += [f"option {_one_line(word)}" for word in _options_of(call, session, pace)]
         lines += _points(curve_of(call), pace, call.duration_ms)
     return "\n".join(lines) + "\n"
+
+
+def _name_of(number: int, call: Call) -> str:
+    """Names of recordings may hold anything; these are ours."""
+    return f"{number}:{''.join(each for each in call.call if each.isalnum() or each in '-._')[:40]}"
 
 
 def _one_line(word: str) -> str:
@@ -312,10 +320,12 @@ def _wait(agent: "subprocess.Popen[bytes]", end: float) -> int | None:
 
 
 def _played(recording: Recording, session: Session, status: int | None, results: Path) -> PlayedSession:
+    calls = recording.calls_of(session.session)
     played = PlayedSession(
         session.session,
         session.priority,
-        len(recording.calls_of(session.session)),
+        len(calls),
+        tuple(_name_of(number, call) for number, call in enumerate(calls) if call.verdict in _OWN_LIMIT),
         agent_status=None if status is None else status if status >= 0 else 128 - status,
     )
     if status != 0:

@@ -146,7 +146,12 @@ def test_a_product_that_misses_says_that() -> None:
 
 
 def score(
-    arm: str, lived: float, high_time: float, high_p95: float | None, low_time: float, n: int = 1
+    arm: str,
+    lived: float,
+    high_time: float | None,
+    high_p95: float | None,
+    low_time: float | None,
+    n: int = 1,
 ) -> Score:
     def of(value: float | None) -> Estimate:
         return Estimate(None) if value is None else Estimate(value, value, value, n)
@@ -159,6 +164,8 @@ def test_who_lets_sessions_die_is_not_as_good() -> None:
     assert is_as_good(score("x", 1.0, 1.015, None, 1.2), product)
     assert not is_as_good(score("x", 0.9, 1.0, 1.0, 1.2), product)
     assert not is_as_good(score("x", 1.0, 1.03, 1.0, 1.2), product)
+    # In neither arm did all live, and there the session of high priority never did.
+    assert not is_as_good(score("x", 0.0, None, 1.0, None), score("agentcgroup", 0.0, 1.0, 1.0, None))
 
 
 def test_a_measurement_goes_on_where_it_stopped_and_not_with_another(tmp_path: Path) -> None:

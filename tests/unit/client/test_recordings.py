@@ -215,6 +215,10 @@ def test_an_agent_that_dies_has_not_completed_and_a_call_that_dies_has_not_survi
     assert not played.survived
     played.calls[1] = PlayedCall("b", 0, 1, 0, 9)
     assert played.survived
+    # One that its own limit stopped when it was recorded may be stopped by it again.
+    played.calls[1] = PlayedCall("b", 0, 1, 137, 1)
+    played.stopped_when_recorded = ("b",)
+    assert played.survived
     played.completed_us = None
     assert not played.survived
 
