@@ -160,7 +160,7 @@ class Queueing(Waits):
             return refusal(ruling, wait.learned)
         return Answer(
             Decision.REFUSED,
-            f"Refused: calls that came before wait for this room ({len(self._waits) - 1} in all).",
+            f"Refused: calls that go before it wait for this room ({len(self._waits) - 1} in all).",
             reason=Reason.QUEUE_FULL,
             suggestion="Declare it with --wait 1m, so that it gets its turn, or again in a few seconds.",
         )
