@@ -1,7 +1,7 @@
 """Two sessions under one limit, with a call in each, and the guard between them: for tests on a kernel that can hold.
 
-As a program, `python -m tests.guarding IDS...` owns scheduler and guard over such cgroups until it is killed; it prints
-"guarding", and "held" when somebody has been.
+As a program, `python -m tests.guarding IDS...` owns scheduler and guard over such cgroups until its input ends, when it
+closes them, or until it is killed; it prints "guarding", and "held" when somebody has been.
 """
 
 import contextlib
@@ -95,13 +95,13 @@ def main(ids: Sequence[int]) -> None:
     shared = SharedMaps(HOLDS)
     with CpuScheduler(shared=shared) as scheduler:
         scheduler.attach_scheduler(SchedulerMode.FULL)
-        program = MemoryProgram(shared=shared)
-        guard(program, ids)
-        program.set_numbers(numbers(ids[0], hold_max_ns=500_000_000))
-        print("guarding", flush=True)
-        wait_until(lambda: program.figures().holds > 2, deadline_s=120, what="three holds")
-        print("held", flush=True)
-        sys.stdin.read()
+        with contextlib.closing(MemoryProgram(shared=shared)) as program:
+            guard(program, ids)
+            program.set_numbers(numbers(ids[0], hold_max_ns=500_000_000))
+            print("guarding", flush=True)
+            wait_until(lambda: program.figures().holds > 2, deadline_s=120, what="three holds")
+            print("held", flush=True)
+            sys.stdin.read()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The guard beside a scheduler that has some tasks only, and one whose owner is killed."""
+"""The guard beside a scheduler that has some tasks only, and one whose owner ends."""
 
 import contextlib
 import subprocess
@@ -72,7 +72,8 @@ def calling(daemon: RunningDaemon, session: str, declared: str, mib: int) -> Ite
         launched.communicate(timeout=120)
 
 
-def test_killing_the_owner_amid_the_pressure_frees_every_held_task() -> None:
+@pytest.mark.parametrize("is_killed", [False, True], ids=["stopped", "killed"])
+def test_an_owner_that_ends_amid_the_pressure_frees_every_held_task(is_killed: bool) -> None:
     with tight_cgroups() as cgroups:
         high_call, low_call = cgroups[3:]
         owner = subprocess.Popen(
@@ -88,7 +89,9 @@ def test_killing_the_owner_amid_the_pressure_frees_every_held_task() -> None:
         growing = [Tool(low_call, 50, wait=False) for _ in range(2)]
         assert owner.stdout.readline() == "held\n"
         objects = bpf_objects.of_process(owner.pid)
-        owner.kill()
+        if is_killed:
+            owner.kill()
+        # Closes its input, too.
         owner.communicate(timeout=60)
         wait_until(lambda: attached_scheduler() is None, what="the scheduler being gone")
         for tool in growing:
