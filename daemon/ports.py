@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.model import (
     AgentActivity,
     Budget,
@@ -215,6 +216,8 @@ class Host(Protocol):
     @property
     def cpu_capacity_milli(self) -> int: ...
     def listen(self, listener: HostListener) -> None: ...
+    def use_config(self, config: Config) -> None:
+        """From now on `config` is in force, for what is done next; what it says of the start (daemon/reload.py) is past."""
 
     # Sessions
     def open_session(self, session: Session) -> str:

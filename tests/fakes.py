@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host import processes
 from agentcgroup.daemon.model import (
@@ -269,6 +270,9 @@ class FakeHost:
 
     def listen(self, listener: HostListener) -> None:
         self.listener = listener
+
+    def use_config(self, config: Config) -> None:
+        """Nothing here goes by it."""
 
     def close(self) -> None:
         for pidfd in list(self._watched):

@@ -122,6 +122,7 @@ class Core(Timers):
     def reconfigure(self, config: Config, changes: str) -> None:
         """`config` is in force after an operator's word; `changes` says in words what is different."""
         self.use_config(config)
+        self._host.use_config(config)
         self._decided(Action.RELOADED, "", f"Configuration reloaded: {changes}.", actor=Actor.OPERATOR)
 
     # ---- views for the policies

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import select
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -15,15 +14,15 @@ import psutil
 from agentcgroup.bpf.abi import DoorSource, ExecFlag, PassageHold
 from agentcgroup.bpf.libbpf import BpfError
 from agentcgroup.bpf.records import Exec
-from agentcgroup.bpf.scheduler import SchedulerMode
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupError
 from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host.groups import CallGroup, SessionGroup
 from agentcgroup.daemon.host.kernel_events import KernelEvents
+from agentcgroup.daemon.host.pidfd import has_ended
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
-from agentcgroup.daemon.model import Capability, DoorHold, Knock, SchedulerState, Tier, TransparentScope
+from agentcgroup.daemon.model import Capability, DoorHold, Knock, Tier, TransparentScope
 from agentcgroup.daemon.ports import Process
 
 __all__ = ["LinuxDoor", "NoDoor", "door_for"]
@@ -162,7 +161,7 @@ class LinuxDoor:
             pidfd = os.pidfd_open(pid)
         except OSError:
             return None
-        if _has_ended(pidfd):
+        if has_ended(pidfd):
             os.close(pidfd)
             return None
         return Process(pid, pidfd)
@@ -208,9 +207,7 @@ class LinuxDoor:
 
     @property
     def _holds_ns(self) -> int:
-        status = self._keeper.status
-        is_full = status.state is SchedulerState.ATTACHED and status.mode == SchedulerMode.FULL
-        return self._hold_ns if is_full else 0
+        return self._hold_ns if self._keeper.schedules_everybody else 0
 
     def _tell(self, account_id: int, scope: TransparentScope) -> None:
         self._events.set_door(account_id, _SOURCES[scope], self._holds_ns)
@@ -254,12 +251,6 @@ class LinuxDoor:
                 parent_name=_name_of(record.parent_pid),
             )
         )
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _children_of(pid: int) -> set[int]:

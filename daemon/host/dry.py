@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.host.door import NoDoor
 from agentcgroup.daemon.model import (
@@ -125,6 +126,9 @@ class DryRunHost:
 
     def listen(self, listener: HostListener) -> None:
         self._real.listen(listener)
+
+    def use_config(self, config: Config) -> None:
+        self._real.use_config(config)
 
     def open_process(self, session: Session, process: ProcessRef) -> Process:
         return self._real.open_process(session, process)

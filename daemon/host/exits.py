@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from agentcgroup.daemon.host.pidfd import wait_status
+from agentcgroup.daemon.host.pidfd import has_ended, wait_status
 from agentcgroup.daemon.host.proc_connector import ConnectorUnavailable, ProcConnector
 from agentcgroup.daemon.model import ExitStatus
 
@@ -227,7 +227,7 @@ class ExitWatch:
         if watched.pid is not None and watched.pid in self._told_early:
             status = self._told_early.pop(watched.pid)
             # A process that lives is another one than that which ended under this pid.
-            watched.status = status if _has_ended(pidfd) else None
+            watched.status = status if has_ended(pidfd) else None
         self._epoll.register(pidfd, select.EPOLLIN)
         self._watched[pidfd] = watched
         if watched.pid is not None:
@@ -363,7 +363,7 @@ class ExitWatch:
         for pid, ended_with in exits:
             watched = self._by_pid.get(pid)
             # The first thread of a process may end before the others; its status is not the process's then.
-            if watched is None or not _has_ended(watched.pidfd):
+            if watched is None or not has_ended(watched.pidfd):
                 continue
             watched.status = decode_wait_status(ended_with)
             if watched.ended:
@@ -378,9 +378,3 @@ class ExitWatch:
     def _finish(self, watched: _Watched, status: ExitStatus) -> None:
         self._drop(watched)
         watched.on_status(status)
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))

@@ -89,7 +89,7 @@ class LinuxHost:
         self.memory_capacity_bytes = memory_capacity(config.host, psutil.virtual_memory().total)
         online_milli = 1000 * len(os.sched_getaffinity(0))
         self.cpu_capacity_milli = min(config.host.cpu, online_milli) if config.host.cpu else online_milli
-        self._oom_score_adj = config.call.oom_score_adj
+        self._call_config = config.call
         self._sessions: dict[str, SessionGroup] = {}
         self._calls: dict[str, CallGroup] = {}
         # Cgroups of an earlier daemon: their books begin in the middle.
@@ -105,7 +105,6 @@ class LinuxHost:
         self._self = psutil.Process()
         self._kernel_events = events
         self._keeper = keeper or SchedulerKeeper(None)
-        self._class_of_calls = config.call.cpu_class
         self.guard = SessionGuard(self._sessions, self._homes.by_id, events, self._keeper)
         self.door = door_for(config, capabilities, events, self._keeper, self._sessions, self._calls)
         if events is not None and events.sees_our_pids:
@@ -125,6 +124,9 @@ class LinuxHost:
         self.door.listen(listener.knocked)
         self.memory.listen(listener)
         self.guard.listen(listener)
+
+    def use_config(self, config: Config) -> None:
+        self._call_config = config.call
 
     def close(self) -> None:
         """Lets go of descriptors; cgroups and limits stay."""
@@ -251,7 +253,7 @@ class LinuxHost:
         self._calls[call.id] = group
         if self._kernel_events is not None:
             self._kernel_events.open_books(group.cgroup, call.limits.memory_bytes)
-        self._keeper.declare_call(group.cgroup.id, call.intent.cpu_class or self._class_of_calls)
+        self._keeper.declare_call(group.cgroup.id, call.intent.cpu_class or self._call_config.cpu_class)
         self._homes.add_call(call.id, call.session, group.cgroup.id)
         return self._relative(group.cgroup)
 
@@ -297,7 +299,7 @@ class LinuxHost:
         with _kernel(f"moving process {pid} into call {call_id}"):
             self._calls[call_id].place(pid)
         self._keeper.take(pid)
-        processes.prefer_as_victim(pid, self._oom_score_adj)
+        processes.prefer_as_victim(pid, self._call_config.oom_score_adj)
 
     def agent_leaf(self, session: str) -> Leaf | None:
         # Where each process has to be taken over by us, nobody enters a call past us.

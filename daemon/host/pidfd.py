@@ -1,9 +1,10 @@
-"""What a pidfd tells about its process by ioctl PIDFD_GET_INFO (kernel 6.13): its cgroup, and later its end.
+"""What a pidfd tells about its process: whether it lives and, by ioctl PIDFD_GET_INFO (kernel 6.13), its cgroup and its end.
 
 Source: include/uapi/linux/pidfd.h, struct pidfd_info as of VER0, 64 bytes: mask, cgroupid, 11 ids, exit_code.
 """
 
 import fcntl
+import select
 import struct
 from typing import Final
 
@@ -23,6 +24,13 @@ def _info(pidfd: int, wanted: int) -> tuple[int, ...] | None:
         return None
     fields: tuple[int, ...] = _INFO.unpack(request)
     return fields if fields[0] & wanted else None
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether the last thread of the process has ended, reaped or not (pidfd_open(2))."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def cgroup_id(pidfd: int) -> int | None:

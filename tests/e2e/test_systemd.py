@@ -235,6 +235,7 @@ def test_a_daemon_that_hangs_is_noticed_by_the_watchdog_and_replaced(tmp_path: P
         systemctl("restart", UNIT)
         await_daemon()
         hung = int(shown("MainPID"))
+        assert hung, "0 would stop the tests"
         os.kill(hung, signal.SIGSTOP)
         wait_until(lambda: int(shown("MainPID")) not in (0, hung), 120)
         await_daemon()

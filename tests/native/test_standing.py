@@ -221,6 +221,21 @@ def test_what_it_was_ruled_by_changes(
     holder.communicate()
 
 
+def test_what_a_reload_changes_holds_for_the_next_call_and_for_those_prepared_from_then_on(
+    daemon: RunningDaemon, operator: OperatorClient, session: str
+) -> None:
+    before = daemon.config.read_text()
+    daemon.config.write_text(before.replace("[call]", "[call]\noom_score_adj = 300"))
+    try:
+        operator.reload_configuration()
+        for _ in range(2):
+            assert run(daemon, session, "cat", "/proc/self/oom_score_adj")[1] == "300\n"
+            await_standing(daemon, operator, session)
+    finally:
+        daemon.config.write_text(before)
+        operator.reload_configuration()
+
+
 def test_removing_the_session_takes_it_along(
     daemon: RunningDaemon, operator: OperatorClient, session: str
 ) -> None:
