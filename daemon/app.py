@@ -19,7 +19,7 @@ from agentcgroup import __version__
 from agentcgroup.bpf.shared_maps import HOLDS, SharedMaps
 from agentcgroup.daemon.api.server import Api
 from agentcgroup.daemon.config import Config
-from agentcgroup.daemon.controller import Controller
+from agentcgroup.daemon.controller import Controller, World
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.door.native import open_door
 from agentcgroup.daemon.feedback import Feed
@@ -151,7 +151,7 @@ async def run(config: Config, load: Callable[[], Config]) -> None:
         counters, feed = Counters(), Feed()
         history = open_history(config.history, config.daemon.state_dir)
         stack.callback(history.close)
-        controller = Controller(config, host, history, SystemClock(), counters, feed)
+        controller = Controller(World(config, host, history, SystemClock(), counters, feed))
         learned = controller.learn_from(history.newest(LEARN_FROM))
         log.info("learned from %d calls of the history", learned)
         host.listen(controller)

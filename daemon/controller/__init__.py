@@ -4,6 +4,7 @@ import os
 
 from agentcgroup import __version__
 from agentcgroup.daemon.controller.adoption import Adoption
+from agentcgroup.daemon.controller.core import World
 from agentcgroup.daemon.controller.standing import MOST_STANDING
 from agentcgroup.daemon.model import HostStatus, Level, SessionLimits, ToolCall
 from agentcgroup.daemon.policy import admission, truth
@@ -92,4 +93,4 @@ class Controller(Adoption):
         )
 
 
-__all__ = ["MOST_STANDING", "Controller"]
+__all__ = ["MOST_STANDING", "Controller", "World"]

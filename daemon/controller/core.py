@@ -74,18 +74,28 @@ class Prepared:
     withdraw: Callable[[], bool]
 
 
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the controller is made with; `config` is the one it starts with, see `use_config`."""
+
+    config: Config
+    host: Host
+    history: History
+    clock: Clock
+    counters: Counters
+    feed: Feed
+
+
 class Core(Timers):
     """State and small words; the verbs are in Sessions, Calls and Endings, which together make the Controller."""
 
-    def __init__(
-        self, config: Config, host: Host, history: History, clock: Clock, counters: Counters, feed: Feed
-    ) -> None:
+    def __init__(self, world: World) -> None:
         super().__init__()
-        self.counters = counters
-        self.feed = feed
-        self._host = host
-        self._history = history
-        self._clock = clock
+        self.counters = world.counters
+        self.feed = world.feed
+        self._host = world.host
+        self._history = world.history
+        self._clock = world.clock
         self._doors: Doors | None = None
         self._ledger = Ledger(self._catch_up, self._promised)
         self._standing: dict[str, Prepared] = {}
@@ -93,14 +103,14 @@ class Core(Timers):
         self._lives: dict[str, Life] = {}
         # Names of sessions whose sockets are being opened: they are taken, but not in the ledger yet.
         self._opening: set[str] = set()
-        self._started_at_ns = clock.now_ns()
-        self._last_event_number = history.last_event_number
+        self._started_at_ns = world.clock.now_ns()
+        self._last_event_number = world.history.last_event_number
         self._drain: Drain | None = None
-        rules = config.suggest
+        rules = world.config.suggest
         self._experience = Experience(
             suggest.Rules(rules.quantile, rules.headroom, rules.floor, rules.least_runs, rules.half_life)
         )
-        self.use_config(config)
+        self.use_config(world.config)
 
     def use_config(self, config: Config) -> None:
         """From now on `config` is in force; what is granted already stays granted."""

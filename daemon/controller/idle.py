@@ -1,8 +1,9 @@
 """Idle reclaim: a session without running calls gives back what its agent runtime does not touch."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
+from agentcgroup.daemon.controller.core import World
 from agentcgroup.daemon.controller.protection import Protection
 from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.model import SessionState
@@ -24,8 +25,8 @@ class _Waiting:
 
 
 class IdleReclaim(Protection):
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
         self._waiting: dict[str, _Waiting] = {}
 
     def _memory_shifted(self, session: str) -> None:

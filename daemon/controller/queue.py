@@ -8,13 +8,11 @@ import asyncio
 import dataclasses
 from typing import Final
 
-from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.controller.core import World
 from agentcgroup.daemon.controller.rooms import Views, levels_of
 from agentcgroup.daemon.controller.standing import Offer
 from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.controller.waits import LOOK_EVERY_MS, Wait, Waits
-from agentcgroup.daemon.counters import Counters
-from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.model import (
     Action,
     Actor,
@@ -34,7 +32,6 @@ from agentcgroup.daemon.model import (
 from agentcgroup.daemon.policy import admission, grounds, queue, waiting
 from agentcgroup.daemon.policy.admission import Ruling
 from agentcgroup.daemon.policy.grounds import Grounds
-from agentcgroup.daemon.ports import Clock, History, Host
 from agentcgroup.proto.quantity import format_duration
 
 # How much of a command stands in the log of decisions.
@@ -56,10 +53,8 @@ def refusal(ruling: Ruling, learned: Suggestion | None) -> Answer:
 
 
 class Queueing(Waits):
-    def __init__(
-        self, config: Config, host: Host, history: History, clock: Clock, counters: Counters, feed: Feed
-    ) -> None:
-        super().__init__(config, host, history, clock, counters, feed)
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
         self._arrivals = 0
         self._look_is_due = False
         self._estimates_ms: dict[str, int] = {}

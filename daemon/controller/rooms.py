@@ -5,15 +5,12 @@ import dataclasses
 from collections import Counter
 from typing import Final
 
-from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.controller.core import World
 from agentcgroup.daemon.controller.standing import Standing
-from agentcgroup.daemon.counters import Counters
-from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.model import CallState, CpuClass, Session, SessionState, Suggestion, ToolCall
 from agentcgroup.daemon.policy import admission, queue
 from agentcgroup.daemon.policy.admission import HostView, ParentView, SessionView
 from agentcgroup.daemon.policy.measured import counted_bytes, given_back_bytes
-from agentcgroup.daemon.ports import Clock, History, Host
 
 MEASURE_EVERY_S: Final = 1.0
 
@@ -28,10 +25,8 @@ def levels_of(call: ToolCall) -> tuple[str, ...]:
 
 
 class Rooms(Standing):
-    def __init__(
-        self, config: Config, host: Host, history: History, clock: Clock, counters: Counters, feed: Feed
-    ) -> None:
-        super().__init__(config, host, history, clock, counters, feed)
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
         # By call; as of when they were last measured.
         self._given_back: dict[str, int] = {}
         self._measured_s = float("-inf")

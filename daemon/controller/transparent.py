@@ -6,12 +6,11 @@ The tool is never refused: what cannot become a call runs on where it is, in the
 import logging
 from typing import Final
 
-from agentcgroup.daemon.config import Config
 from agentcgroup.daemon.controller.calls import Calls
+from agentcgroup.daemon.controller.core import World
 from agentcgroup.daemon.controller.timers import Timer
-from agentcgroup.daemon.counters import Counters, Door
+from agentcgroup.daemon.counters import Door
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.model import (
     CallState,
     DoorHold,
@@ -29,7 +28,7 @@ from agentcgroup.daemon.model import (
 from agentcgroup.daemon.policy import transparent
 from agentcgroup.daemon.policy.intent import bounded_command
 from agentcgroup.daemon.policy.transparent import Job, Outcome
-from agentcgroup.daemon.ports import Clock, History, Host, Location, Process
+from agentcgroup.daemon.ports import Location, Process
 from agentcgroup.proto.transparent import OFF, parse_rule
 
 log = logging.getLogger("agentcgroup.controller")
@@ -39,10 +38,8 @@ _SAY_MISSED_EVERY_MS: Final = 60_000
 
 
 class TransparentDoor(Calls):
-    def __init__(
-        self, config: Config, host: Host, history: History, clock: Clock, counters: Counters, feed: Feed
-    ) -> None:
-        super().__init__(config, host, history, clock, counters, feed)
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
         # Jobs that are calls, by session and call.
         self._jobs: dict[str, dict[str, Job]] = {}
 

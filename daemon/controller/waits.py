@@ -10,13 +10,10 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.controller.core import World
 from agentcgroup.daemon.controller.rooms import Rooms
-from agentcgroup.daemon.counters import Counters
-from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.model import Answer, Decision, QueuePlace, Reason, SessionState, Suggestion, ToolCall
 from agentcgroup.daemon.policy import waiting
-from agentcgroup.daemon.ports import Clock, History, Host
 
 log = logging.getLogger("agentcgroup.controller")
 
@@ -44,10 +41,8 @@ class Wait:
 
 
 class Waits(Rooms):
-    def __init__(
-        self, config: Config, host: Host, history: History, clock: Clock, counters: Counters, feed: Feed
-    ) -> None:
-        super().__init__(config, host, history, clock, counters, feed)
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
         self._waits: dict[str, Wait] = {}
 
     @property

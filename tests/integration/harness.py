@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 
 from agentcgroup.daemon.api.server import Api
 from agentcgroup.daemon.config import Config, DaemonConfig
-from agentcgroup.daemon.controller import Controller
+from agentcgroup.daemon.controller import Controller, World
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.model import BudgetRequest, Report, Session
@@ -90,7 +90,9 @@ class Daemon:
         self.host = host or FakeHost()
         self.history = FakeHistory()
         self.clock = FakeClock()
-        self.controller = Controller(self.config, self.host, self.history, self.clock, Counters(), Feed())
+        self.controller = Controller(
+            World(self.config, self.host, self.history, self.clock, Counters(), Feed())
+        )
         self.reloader = Reloader(self.config, lambda: self.file, self.controller.reconfigure)
         self.api = Api(self.config, self.controller, self.history, self.reloader)
         self._channels: list[grpc.aio.Channel] = []

@@ -12,7 +12,7 @@ from unittest.mock import patch
 from hypothesis import given, settings, strategies as st
 
 from agentcgroup.daemon.config import Config
-from agentcgroup.daemon.controller import Controller, ending, rooms
+from agentcgroup.daemon.controller import Controller, World, ending, rooms
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.feedback import Feed
@@ -64,7 +64,9 @@ class Machine:
     heard: dict[str, list[Answer]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.controller = Controller(Config(), self.host, FakeHistory(), self.clock, Counters(), Feed())
+        self.controller = Controller(
+            World(Config(), self.host, FakeHistory(), self.clock, Counters(), Feed())
+        )
 
     async def open(self, name: str) -> None:
         request = BudgetRequest(memory_max_bytes=640 * MIB, agent_memory_bytes=64 * MIB, calls_max=12)

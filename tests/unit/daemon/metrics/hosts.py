@@ -3,7 +3,7 @@
 import dataclasses
 
 from agentcgroup.daemon.config import Config
-from agentcgroup.daemon.controller import Controller
+from agentcgroup.daemon.controller import Controller, World
 from agentcgroup.daemon.counters import Counters
 from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.history import DropCause, HistoryStats
@@ -67,6 +67,6 @@ class FixedHistory:
 
 def make_controller(host: FakeHost, config: Config | None = None) -> Controller:
     """A real controller on `host`."""
-    controller = Controller(config or Config(), host, FakeHistory(), FakeClock(), Counters(), Feed())
+    controller = Controller(World(config or Config(), host, FakeHistory(), FakeClock(), Counters(), Feed()))
     controller.use_doors(NoDoors())
     return controller
