@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +103,17 @@ enabled = false
     def operator(self) -> OperatorClient:
         return OperatorClient(str(self.operator_socket))
 
+    @property
+    def metrics_url(self) -> str:
+        """Of the last start: the port is any that was free, and the log says which."""
+        urls: list[str] = re.findall(r"http://127\.0\.0\.1:\d+/metrics", self.log.read_text())
+        return urls[-1]
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(self.metrics_url, timeout=60) as answer:
+            page: bytes = answer.read()
+        return page.decode()
+
     def session_dir(self, name: str) -> Path:
         return self.run_dir / "sessions" / name
 
@@ -163,7 +176,7 @@ def running_daemon(
         daemon.clean()
 
 
-def wait_until(condition: object, deadline_s: float = 30.0, what: str = "the condition") -> None:
+def wait_until(condition: object, deadline_s: float = 60.0, what: str = "the condition") -> None:
     """Waits for `condition()` with growing pauses; fails by name when the deadline passes."""
     assert callable(condition)
     end = time.monotonic() + deadline_s

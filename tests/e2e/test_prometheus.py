@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -97,7 +96,8 @@ def play_overrun(daemon: RunningDaemon) -> None:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with running_daemon(tmp_path_factory.mktemp("metrics")) as daemon:
-        (target,) = re.findall(r"http://(127\.0\.0\.1:\d+)/metrics", daemon.log.read_text())
+        url = daemon.metrics_url
+        target = url.removeprefix("http://").removesuffix("/metrics")
         with running_prometheus(tmp_path_factory.mktemp("prometheus"), target) as prometheus:
             with daemon.operator() as operator:
                 operator.create_session("alpha", memory="1G", cpu="1", priority="high")
@@ -116,7 +116,6 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
                 60,
                 f"{4 * rounds + stopped} calls being scraped",
             )
-            url = f"http://{target}/metrics"
             yield Scene(daemon, prometheus, url, rounds, stopped, start_s, time.time())
 
 

@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from agentcgroup.proto.v1.agent_pb2_grpc import AgentServiceStub
-from agentcgroup.proto.v1.operator_pb2 import GetHostRequest
-from agentcgroup.proto.v1.operator_pb2_grpc import OperatorServiceStub
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -22,6 +19,9 @@ from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.model import BudgetRequest, Report, Session
 from agentcgroup.daemon.reload import Reloader
 from agentcgroup.proto.launch import Reply, Request, decode_reply, encode_request
+from agentcgroup.proto.v1.agent_pb2_grpc import AgentServiceStub
+from agentcgroup.proto.v1.operator_pb2 import GetHostRequest
+from agentcgroup.proto.v1.operator_pb2_grpc import OperatorServiceStub
 from tests.fakes import FakeClock, FakeHistory, FakeHost
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import signal
 from collections.abc import AsyncIterator
 
 import pytest
-from agentcgroup.proto.v1.agent_pb2 import GetCallTreeRequest, WatchFeedbackRequest
 
 from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.model import (
@@ -25,6 +24,7 @@ from agentcgroup.daemon.model import (
     Verdict,
 )
 from agentcgroup.proto.launch import Request, Status
+from agentcgroup.proto.v1.agent_pb2 import GetCallTreeRequest, WatchFeedbackRequest
 from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon
 
 

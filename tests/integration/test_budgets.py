@@ -36,7 +36,8 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
 
 def begun(daemon: Daemon, intent: Intent, parent_id: str = "") -> str:
     call_id = daemon.controller.declare("web", intent, parent_id, 0).call_id
-    daemon.controller.begin_pidfd("web", call_id, os.getpid(), os.pidfd_open(os.getpid()))
+    pid = daemon.process("web")
+    daemon.controller.begin_pidfd("web", call_id, pid, os.pidfd_open(pid))
     return call_id
 
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import grpc
 import pytest
-from agentcgroup.proto.v1.operator_pb2_grpc import OperatorServiceStub
 
 from agentcgroup.proto.launch import Request, Status
 from agentcgroup.proto.v1 import agent_pb2 as pb, operator_pb2, types_pb2
+from agentcgroup.proto.v1.operator_pb2_grpc import OperatorServiceStub
 from tests.integration.harness import DEADLINE_S, MIB, Daemon, refusal
 
 NAMING_A_CALL: list[tuple[str, Any]] = [

@@ -31,7 +31,8 @@ async def until(holds: Callable[[], bool]) -> None:
 def begun(daemon: Daemon, memory_mib: int, on_exceed: OnExceed | None = None) -> str:
     intent = Intent(memory_bytes=memory_mib * MIB, on_exceed=on_exceed)
     call_id = daemon.controller.declare("web", intent, wait_ms=0).call_id
-    daemon.controller.begin_pidfd("web", call_id, os.getpid(), os.pidfd_open(os.getpid()))
+    pid = daemon.process("web")
+    daemon.controller.begin_pidfd("web", call_id, pid, os.pidfd_open(pid))
     return call_id
 
 

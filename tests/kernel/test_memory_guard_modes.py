@@ -3,7 +3,6 @@
 import contextlib
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,12 +32,9 @@ sessions = "off"
 
 def holds(daemon: RunningDaemon) -> float:
     """Of the daemon's calls so far, by its metrics."""
-    words = daemon.log.read_text().split()
-    url = next(word.rstrip(",.") for word in words if word.startswith("http://") and "metrics" in word)
-    with urllib.request.urlopen(url) as answer:
-        metrics = answer.read().decode()
     name = "agentcgroup_guard_holds_total "
-    return next(float(line.removeprefix(name)) for line in metrics.splitlines() if line.startswith(name))
+    lines = daemon.metrics().splitlines()
+    return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
 def test_in_mode_partial_calls_of_the_daemon_are_held_and_told_so(tmp_path: Path) -> None:

@@ -174,9 +174,8 @@ def test_a_waiting_agent_gives_back_its_file_cache(
         runtime.stdin.flush()
         assert runtime.stdout.readline() == "read\n"
         with Cgroup.open(daemon.root / "low" / "agent") as leaf:
-            before = leaf.read(files.MEMORY_STAT)
-            # A slow machine may have seen the first bite by now.
-            assert before is not None and before.file is not None and before.file > 44 * MIB
+            # The cache may be on its way out already.
+            assert (leaf.read(files.MEMORY_PEAK) or 0) > 44 * MIB
             short = Tool(daemon, "low", "20M", 1)
             short.has(1)
             assert short.end() == 0

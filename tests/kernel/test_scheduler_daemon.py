@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,18 +47,10 @@ def test_an_ejection_is_told_and_the_scheduler_comes_back(tmp_path: Path) -> Non
         assert "thrown off once" in check(daemon)
         log = daemon.log.read_text()
         assert "CPU scheduler ended: " in log and "sysrq" in log.lower()
-        with urllib.request.urlopen(metrics_url(log)) as answer:
-            metrics = answer.read().decode()
+        metrics = daemon.metrics()
         assert "agentcgroup_scheduler_ejections_total 1.0" in metrics
         assert 'agentcgroup_scheduler_state{state="attached"} 1.0' in metrics
     wait_until(lambda: attached_scheduler() is None, deadline_s=30)
-
-
-def metrics_url(log: str) -> str:
-    """The endpoint has any free port here, and says which."""
-    return next(
-        word.rstrip(",.") for word in log.split() if word.startswith("http://") and "metrics" in word
-    )
 
 
 def test_a_scheduler_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
