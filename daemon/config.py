@@ -162,7 +162,7 @@ class ProtectionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     # Hold back calls of low priority when memory runs short: "auto" where the kernel can, "off".
     sessions: str = "auto"
-    # How often to look while memory is short; at rest nothing is looked at.
+    # How often to look while somebody is held back; else every horizon while memory is taken, at rest not at all.
     tick: DurationMs = 50
     # Memory is short when growth would use it up within this time.
     horizon: DurationMs = 200

@@ -1,8 +1,8 @@
 """Protection between sessions: reads when something asks for it, has the policy decide, and does what it says.
 
 Asked for by a crossed mark, by stall of a session that has others below it, by calls that begin or end; then every
-`protection.tick` until all is calm. Where all budgets together fit into the capacity there is nothing to be short of:
-no marks, no reads.
+`protection.tick` while somebody is held, and every `protection.horizon` until all is calm. Where all budgets together fit
+into the capacity there is nothing to be short of: no marks, no reads.
 """
 
 import logging
@@ -81,6 +81,8 @@ class Protection(SharedLimits):
         self._lows: dict[str, tuple[tuple[str, int], ...]] = {}
         self._restless_at_ns = 0
         self._rested_at_s = 0.0
+        # What began or ended is about to be looked at.
+        self._gathers = False
 
     # ---- asking
 
@@ -114,11 +116,15 @@ class Protection(SharedLimits):
     def _look_at_once(self) -> None:
         """At once, or as soon as the last look is paid for: the kernel may ask a hundred times a second."""
         self._restless_at_ns = self._clock.now_ns()
-        rest_ms = (self._rested_at_s - time.monotonic()) * 1000
+        rest_ms = self._rest_ms()
         if rest_ms <= 0:
             self._look_around()
         else:
             self._arm(Timer.PROTECTION_LOOK, "", rest_ms, self._look_around)
+
+    def _rest_ms(self) -> float:
+        """Until the last look is paid for."""
+        return (self._rested_at_s - time.monotonic()) * 1000
 
     def _raise_mark(self, call: ToolCall) -> None:
         """It has begun: what it was promised it may take before anybody has looked."""
@@ -129,8 +135,9 @@ class Protection(SharedLimits):
     def _memory_shifted(self, session: str) -> None:
         """What is promised to whom is another now, and whatever ended left room."""
         super()._memory_shifted(session)
-        if not self._is_armed(Timer.PROTECTION_LOOK, "") and (self._has_marks() or self._is_oversold()):
-            self._arm(Timer.PROTECTION_LOOK, "", _GATHER_MS, self._look_around)
+        if not self._gathers and (self._has_marks() or self._is_oversold()):
+            self._gathers = True
+            self._arm(Timer.PROTECTION_LOOK, "", max(_GATHER_MS, self._rest_ms()), self._look_around)
 
     def _has_marks(self) -> bool:
         return any(session.memory_mark_bytes is not None for session in self._ledger.sessions.values())
@@ -155,6 +162,7 @@ class Protection(SharedLimits):
     def _look_around(self) -> None:
         began = time.thread_time()
         self._disarm(Timer.PROTECTION_LOOK, "")
+        self._gathers = False
         if not self._is_oversold():
             self._let_everybody_go()
             return
@@ -172,9 +180,10 @@ class Protection(SharedLimits):
         rest_ms = (time.thread_time() - began) * 1000 * _DUTY
         self._rested_at_s = time.monotonic() + rest_ms / 1000
         if view.now_ns - self._restless_at_ns < _LINGER_NS:
-            self._arm(
-                Timer.PROTECTION_LOOK, "", max(self.config.protection.tick, rest_ms), self._look_around
-            )
+            # While nobody is held, the marks tell of whoever grows faster than was seen.
+            settings = self.config.protection
+            wait_ms = settings.tick if self._holds else settings.horizon
+            self._arm(Timer.PROTECTION_LOOK, "", max(wait_ms, rest_ms), self._look_around)
 
     def _warn_of_host_memory(self, view: View, plan: protection.Plan) -> None:
         """Of the last of the memory hears who may be ended for it; who is held back hears of that."""
