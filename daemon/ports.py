@@ -304,6 +304,8 @@ class Host(Protocol):
         """Takes over the pidfd. Calls `on_exit` when the process has ended and `on_status` once when it is known how."""
 
     def forget_process(self, pidfd: int) -> None: ...
+    def hear_ends(self) -> None:
+        """Calls back for watched processes that have ended, before the loop comes to it."""
 
     # The daemon itself
     def memory_current_bytes(self) -> int | None: ...
@@ -323,6 +325,8 @@ class Doors(Protocol):
 
     async def open(self, session: Session) -> None: ...
     async def close(self, name: str) -> None: ...
+    def hear(self) -> None:
+        """Has every call begin that the doors' thread has answered and not told of yet."""
 
 
 class History(Protocol):

@@ -486,6 +486,9 @@ class FakeHost:
             asyncio.get_running_loop().remove_reader(pidfd)
         os.close(pidfd)
 
+    def hear_ends(self) -> None:
+        """Ends are told by the loop alone."""
+
     # ---- the daemon itself
 
     def memory_current_bytes(self) -> int | None:

@@ -173,6 +173,11 @@ class Api:
         """Closes the session's sockets and removes their directory. A name without sockets is no error."""
         await self._close(name, stays=False)
 
+    def hear(self) -> None:
+        """Has every call begin that the doors' thread has answered and not told of yet."""
+        if self._native is not None:
+            self._native.pump()
+
     async def _close(self, name: str, *, stays: bool) -> None:
         served = self._sessions.pop(name, None)
         if served is None:

@@ -306,12 +306,19 @@ class Sessions(TransparentDoor):
     async def kill_session(self, name: str, reason: str, include_agent: bool) -> int:
         """Kills the session's calls, and its agent runtime when asked; how many calls."""
         session = self._open_session(name)
+        self._hear()
         killed = await self._end_calls(session, KillReason.OPERATOR, reason)
         if include_agent:
             words = f"The operator killed the agent{': ' + reason if reason else ''}."
             self._decided(Action.KILLED, name, words, actor=Actor.OPERATOR, calls_killed=killed)
             self._host.kill_agent(name)
         return killed
+
+    def _hear(self) -> None:
+        """Before calls are ended: which have begun, and which of them are over already and need no end from us."""
+        if self._doors is not None:
+            self._doors.hear()
+        self._host.hear_ends()
 
     async def _end_calls(self, session: Session, why: KillReason, note: str = "") -> int:
         begun = [call for call in session.calls.values() if call.started_at_ns is not None]
@@ -326,6 +333,7 @@ class Sessions(TransparentDoor):
         await self._close_session(self._open_session(name), KillReason.SESSION_END, reason)
 
     async def _close_session(self, session: Session, why: KillReason, note: str) -> None:
+        self._hear()
         self._refuse_new_calls(session)
         await self._end_calls(session, why, note)
         words = f"Session ended{': ' + note if note else ''}."
@@ -352,12 +360,14 @@ class Sessions(TransparentDoor):
     # ---- what the machine tells
 
     def agent_gone(self, session: str) -> None:
+        self._hear()
         found = self._ledger.sessions.get(session)
         if found is not None and found.ends_with_agent and found.state is not SessionState.CLOSING:
             found.state = SessionState.CLOSING
             self._spawn(self._close_session(found, KillReason.SESSION_END, "its agent has ended"))
 
     def session_gone(self, session: str) -> None:
+        self._hear()
         found = self._ledger.sessions.get(session)
         if found is not None and found.state is not SessionState.CLOSING:
             found.state = SessionState.CLOSING

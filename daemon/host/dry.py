@@ -144,6 +144,9 @@ class DryRunHost:
     def forget_process(self, pidfd: int) -> None:
         self._real.forget_process(pidfd)
 
+    def hear_ends(self) -> None:
+        self._real.hear_ends()
+
     def memory_current_bytes(self) -> int | None:
         return self._real.memory_current_bytes()
 

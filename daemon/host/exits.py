@@ -256,6 +256,10 @@ class ExitWatch:
         if watched.ended:
             self._finish(watched, status)
 
+    def hear(self) -> None:
+        """Calls back for the ends that are there, before the loop comes to it; also from within a callback."""
+        self._on_events()
+
     def forget(self, pidfd: int) -> None:
         """Stop watching; none of the callbacks comes any more. An unknown descriptor is no error."""
         watched = self._watched.get(pidfd)

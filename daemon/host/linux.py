@@ -419,6 +419,9 @@ class LinuxHost:
         self._exits.forget(pidfd)
         os.close(pidfd)
 
+    def hear_ends(self) -> None:
+        self._exits.hear()
+
     # ---- the daemon itself
 
     def memory_current_bytes(self) -> int | None:

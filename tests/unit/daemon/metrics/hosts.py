@@ -28,6 +28,9 @@ class NoDoors:
     async def close(self, name: str) -> None:
         """Nothing to close."""
 
+    def hear(self) -> None:
+        """Nobody to hear of."""
+
 
 class FullHost(FakeHost):
     """Knows every figure and every capability."""
