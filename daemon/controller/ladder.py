@@ -25,7 +25,17 @@ from agentcgroup.daemon.model import (
     Usage,
 )
 from agentcgroup.daemon.policy import admission, ladder, ladder_words
-from agentcgroup.daemon.policy.ladder import IDLE_LOOK_MS, LOOK_MS, PROMPT_MS, Act, Rules, Seen, Stand, Step
+from agentcgroup.daemon.policy.ladder import (
+    CACHE_MS,
+    IDLE_LOOK_MS,
+    LOOK_MS,
+    PROMPT_MS,
+    Act,
+    Rules,
+    Seen,
+    Stand,
+    Step,
+)
 
 log = logging.getLogger("agentcgroup.controller")
 
@@ -135,13 +145,7 @@ class Ladders(Endings):
             self._host.limit_softly(call.id, done.high_bytes)
             climb.high_bytes = done.high_bytes
         climb.listens_at_ms = now_ms + (
-            PROMPT_MS
-            if done.acts
-            else LOOK_MS
-            if done.look_in_ms is not None
-            else IDLE_LOOK_MS
-            if woken
-            else 0
+            PROMPT_MS if done.acts else LOOK_MS if done.look_in_ms is not None else CACHE_MS if woken else 0
         )
         self._listen(call, climb, True)
         if done.look_in_ms is None:

@@ -27,7 +27,7 @@ from agentcgroup.daemon.model import (
     Usage,
 )
 from agentcgroup.daemon.policy import ladder, ladder_words, shared_limits
-from agentcgroup.daemon.policy.ladder import IDLE_LOOK_MS, LOOK_MS, PROMPT_MS, Rules, Seen
+from agentcgroup.daemon.policy.ladder import CACHE_MS, LOOK_MS, PROMPT_MS, Rules, Seen
 from agentcgroup.daemon.policy.shared_limits import Addressee, Holder, Told
 
 # Where the kernel does not tell how fast calls grow, it follows from two looks so far apart.
@@ -125,7 +125,7 @@ class SharedLimits(Ladders):
         self._place_mark(session)
         self._host.memory.listen_to_mark(session.name, True)
         if look_in_ms is None:
-            climb.listens_at_ms = at_ms + (PROMPT_MS if done.acts else IDLE_LOOK_MS if woken else 0)
+            climb.listens_at_ms = at_ms + (PROMPT_MS if done.acts else CACHE_MS if woken else 0)
             self._disarm(Timer.SESSION_LIMIT, session.name)
             return
         climb.listens_at_ms = at_ms + LOOK_MS

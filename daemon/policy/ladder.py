@@ -42,6 +42,9 @@ _LEAST_EXTENSION_BYTES: Final = 4 << 20
 # Looks while the call is on a rung, and the pauses when there is nothing to be done about what was seen.
 LOOK_MS: Final = 250
 IDLE_LOOK_MS: Final = 1000
+# The page cache alone had reached a limit: heard again this much later, which is less than the 200 ms of growth before an
+# end in which a warning is owed.
+CACHE_MS: Final = 100
 # After a step that changed something the kernel is listened to again this soon.
 PROMPT_MS: Final = 20
 # The agent is not told the same again for this long, and of a call that is released and held back in turns not each time.

@@ -294,6 +294,12 @@ def test_every_line_of_a_large_memory_stat_is_found() -> None:
     assert [getattr(stat, name) for name in names] == list(range(len(names)))
 
 
+def test_one_number_of_memory_stat_is_found_alone() -> None:
+    parse = files.MEMORY_STAT_INACTIVE_FILE.parse
+    assert parse("anon 1\nworkingset_inactive_file 2\ninactive_file 30\nactive_file 4\n") == 30
+    assert parse("inactive_file_of_tomorrow 1\n") is None
+
+
 def test_files_are_found_by_their_kernel_name() -> None:
     assert files.by_name("memory.max") is files.MEMORY_MAX
     assert files.by_name("memory.maximum") is None

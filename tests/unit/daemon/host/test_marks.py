@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from agentcgroup.cgroups import files
@@ -111,6 +112,14 @@ def test_room_counts_what_is_read_once_and_never_more_than_the_limit(ground: Gro
     ground.tree.set(ground.root, files.MEMORY_STAT, f"anon 0\ninactive_file {200 * MIB}")
     host = ground.marks.host()
     assert host is not None and host.capacity_bytes == 1000 * MIB and 0 < host.room_bytes <= 300 * MIB
+
+
+def test_room_is_what_the_kernel_calls_available_where_the_limit_leaves_more(ground: Ground) -> None:
+    ground.root.write(files.MEMORY_MAX, 1 << 50)
+    ground.tree.set(ground.root, files.MEMORY_CURRENT, "0")
+    host = ground.marks.host()
+    available_bytes = psutil.virtual_memory().available
+    assert host is not None and abs(host.room_bytes - available_bytes) < available_bytes / 4
 
 
 def test_without_the_controller_there_is_nothing_to_protect(ground: Ground) -> None:
