@@ -106,9 +106,10 @@ def test_calls_are_warned_before_the_kernel_kills_one_because_their_session_is_f
     assert process.wait(120) == -signal.SIGKILL
     call_id = heard(ear, FeedbackKind.ENDED, "the end")
     assert ear.report(call_id).verdict is Verdict.MEMORY_LIMIT_SESSION
-    kinds = [each.kind for each in ear.heard if each.call_id == call_id]
-    assert kinds == [FeedbackKind.STARTED, FeedbackKind.WARNING, FeedbackKind.ENDED]
-    (warning,) = [each for each in ear.heard if each.kind is FeedbackKind.WARNING]
+    # The other one may have been warned, too: for a moment it looked as if it still grew.
+    told = [each for each in ear.heard if each.call_id == call_id]
+    assert [each.kind for each in told] == [FeedbackKind.STARTED, FeedbackKind.WARNING, FeedbackKind.ENDED]
+    warning = told[1]
     assert "of this session" in warning.message and "536 MiB" in warning.message
     assert warning.time_to_limit_ms is not None, "the kernel tells how fast it grows"
     goes_well(other)
