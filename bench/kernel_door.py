@@ -235,7 +235,8 @@ def table(figures: Figures) -> str:
             lines.append(
                 f"  {rate['per_second']}/s: {rate['placed']} placed, {rate['missed']} had ended, {rate['untold']} untold, "
                 f"{rate['lost_in_all']} lost, {rate['charges_unseen']} charges unseen; "
-                f"daemon {rate['daemon_cpu_percent']} % CPU; p50 {rate['lifetime_p50_ms']} ms, p99 {rate['lifetime_p99_ms']} ms each"
+                f"daemon {rate['daemon_cpu_percent']} % CPU; "
+                f"p50 {rate['lifetime_p50_ms']} ms, p99 {rate['lifetime_p99_ms']} ms each"
             )
     return "\n".join(lines)
 
