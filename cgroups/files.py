@@ -246,7 +246,7 @@ ALL: Final[tuple[InterfaceFile[Any], ...]] = tuple(
 
 BY_NAME: Final[dict[str, InterfaceFile[Any]]] = {one.name: one for one in ALL}
 
-MEMORY_STAT_INACTIVE_FILE: Final = _read_only("memory.stat", _memory, formats.flat_key("inactive_file"))
+MEMORY_STAT_INACTIVE_FILE: Final = _read_only("memory.stat", _memory, formats.flat_number("inactive_file"))
 """One number of memory.stat, for reads in a hurry; no row of its own."""
 
 

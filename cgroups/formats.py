@@ -252,7 +252,7 @@ def flat_keyed(kind: type[V], renamed: Sequence[tuple[str, str]] = ()) -> Callab
     return parse
 
 
-def flat_key(key: str) -> Callable[[str], int | None]:
+def flat_number(key: str) -> Callable[[str], int | None]:
     """Parser of ``KEY NUMBER`` lines for the number of one `key`, None without it: ten times as fast as all of them."""
     line = re.compile(rf"^{re.escape(key)} ([0-9]+)$", re.MULTILINE)
 

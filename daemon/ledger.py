@@ -1,5 +1,6 @@
 """What lives now: sessions, calls, tickets, and what they have reserved. Only the controller writes here."""
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -10,6 +11,12 @@ from agentcgroup.daemon.model import CallLimits, CallState, Session, ToolCall
 
 # Ended calls that can still be asked for by id; older ones are in the history.
 RECENT_CALLS: Final = 2048
+_CALL_ID: Final = re.compile("c-[0-9a-f]{10}")
+
+
+def is_call_id(name: str) -> bool:
+    """Whether a ledger could have made it, as `Ledger.new_call_id` does."""
+    return _CALL_ID.fullmatch(name) is not None
 
 
 class Ledger:

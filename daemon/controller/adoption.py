@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import mmap
 import os
-import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from agentcgroup.daemon import record
 from agentcgroup.daemon.controller.core import Life
 from agentcgroup.daemon.controller.drain import Draining
 from agentcgroup.daemon.errors import RequestError
+from agentcgroup.daemon.ledger import is_call_id
 from agentcgroup.daemon.model import (
     Action,
     Actor,
@@ -37,8 +37,6 @@ from agentcgroup.proto.transparent import OFF
 
 log = logging.getLogger("agentcgroup.controller")
 
-# As Ledger.new_call_id makes them.
-_CALL_ID: Final = re.compile("c-[0-9a-f]{10}")
 # What ends when the daemon stops is still reported, if it does not take longer.
 _ENDS_WITHIN_S: Final = 5.0
 
@@ -198,7 +196,7 @@ class Adoption(Draining):
 
     def _unrecorded(self, session: Session, kept: Kept) -> ToolCall:
         """A call whose daemon died between placing it and writing what it had declared; the kernel has its limits."""
-        if not _CALL_ID.fullmatch(kept.name):
+        if not is_call_id(kept.name):
             raise BadRecord("no daemon made it")
         log.warning(
             "%s/%s: what it declared, and until when it may run, is not known", session.name, kept.name

@@ -109,9 +109,7 @@ class Calls(Queueing):
 
     def _views_for(self, owner: Session, parent: ToolCall | None, runs_already: bool) -> Views:
         here = self._session_view(owner)
-        if runs_already and here.state is SessionState.FROZEN:
-            here = dataclasses.replace(here, state=SessionState.OPEN)
-        return here, self._host_view(), self._parent_view(parent)
+        return here.thawed() if runs_already else here, self._host_view(), self._parent_view(parent)
 
     def _parent(self, session: str, call_id: str) -> ToolCall:
         parent = self._ledger.live_call(session, call_id)

@@ -127,7 +127,7 @@ class Ladders(Endings):
             self._arm(Timer.LADDER, call.id, IDLE_LOOK_MS, lambda: self._look(call, climb))
             return
         rules, memory = self._rules(call), self._host.call_memory(call.id)
-        held = memory.held_bytes if memory.held_bytes is not None else memory.current_bytes
+        held = memory.held_or_current_bytes
         # The kernel's rate is that of the last charge, and so of now only when a charge has woken us.
         growth = memory.growth_bytes_per_s if woken else None
         room, others = 0, 0

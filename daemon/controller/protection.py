@@ -8,12 +8,12 @@ into the capacity there is nothing to be short of: no marks, no reads.
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from agentcgroup.daemon.config import Config
+from agentcgroup.daemon.controller.core import World
 from agentcgroup.daemon.controller.shared_limits import SharedLimits
-from agentcgroup.daemon.controller.timers import Timer
+from agentcgroup.daemon.controller.timers import Timer, pause_after_ms
 from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.model import (
     CallLimits,
@@ -33,6 +33,7 @@ from agentcgroup.daemon.model import (
 from agentcgroup.daemon.policy import protection, room
 from agentcgroup.daemon.policy.grounds import Grounds
 from agentcgroup.daemon.policy.protection import Step
+from agentcgroup.daemon.policy.reading import Reading
 from agentcgroup.daemon.policy.room import CallView, Hold, Rules, Rung, SessionView, View
 from agentcgroup.daemon.policy.shared_limits import Holder
 from agentcgroup.proto.quantity import format_size
@@ -44,40 +45,16 @@ log = logging.getLogger("agentcgroup.controller")
 _GATHER_MS: Final = 20
 # After the last sign of shortage.
 _LINGER_NS: Final = 1_000_000_000
-# Looking must not take more than a quarter of a CPU, however many calls there are.
-_DUTY: Final = 3
 # Of the time between two looks.
 _STALLED_SHARE: Final = 0.1
-# Two reads closer than this say nothing about growth.
-_LEAST_INTERVAL_NS: Final = 5_000_000
-
-
-@dataclass(slots=True)
-class _Reading:
-    """A counter of bytes or microseconds as last read, and how fast it rose."""
-
-    value: int
-    at_ns: int
-    per_s: int = 0
-
-    def update(self, value: int, at_ns: int, *, decays: bool) -> int:
-        elapsed_ns = at_ns - self.at_ns
-        if elapsed_ns >= _LEAST_INTERVAL_NS:
-            rose = max(0, value - self.value) * 1_000_000_000 // elapsed_ns
-            # What comes in bursts must not look like rest between two of them.
-            self.per_s = max(rose, self.per_s // 2) if decays else rose
-            self.value, self.at_ns = value, at_ns
-        elif elapsed_ns < 0:  # The clock was set back.
-            self.value, self.at_ns = value, at_ns
-        return self.per_s
 
 
 class Protection(SharedLimits):
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
         self._holds: dict[str, Hold] = {}
-        self._call_growth: dict[str, _Reading] = {}
-        self._session_stall: dict[str, _Reading] = {}
+        self._call_growth: dict[str, Reading] = {}
+        self._session_stall: dict[str, Reading] = {}
         self._lows: dict[str, tuple[tuple[str, int], ...]] = {}
         self._restless_at_ns = 0
         self._rested_at_s = 0.0
@@ -160,7 +137,7 @@ class Protection(SharedLimits):
     # ---- one look
 
     def _look_around(self) -> None:
-        began = time.thread_time()
+        began_s = time.thread_time()
         self._disarm(Timer.PROTECTION_LOOK, "")
         self._gathers = False
         if not self._is_oversold():
@@ -177,7 +154,7 @@ class Protection(SharedLimits):
         self._protect(view)
         if not plan.is_calm:
             self._restless_at_ns = view.now_ns
-        rest_ms = (time.thread_time() - began) * 1000 * _DUTY
+        rest_ms = pause_after_ms(began_s)
         self._rested_at_s = time.monotonic() + rest_ms / 1000
         if view.now_ns - self._restless_at_ns < _LINGER_NS:
             # While nobody is held, the marks tell of whoever grows faster than was seen.
@@ -256,7 +233,7 @@ class Protection(SharedLimits):
             if usage is None:
                 continue
             hold = self._holds.get(call.id)
-            reading = self._call_growth.setdefault(call.id, _Reading(0, call.started_at_ns))
+            reading = self._call_growth.setdefault(call.id, Reading(0, call.started_at_ns))
             growth = reading.update(usage, now_ns, decays=hold is None)
             if hold is None and call.id in rates:
                 # Of who is held only what it took since then counts.
@@ -284,7 +261,7 @@ class Protection(SharedLimits):
         # At its own limit it waits for itself.
         if memory.calls_bytes >= session.budget.calls_memory_bytes * 98 // 100:
             return False
-        reading = self._session_stall.setdefault(session.name, _Reading(memory.stall_us, now_ns))
+        reading = self._session_stall.setdefault(session.name, Reading(memory.stall_us, now_ns))
         return reading.update(memory.stall_us, now_ns, decays=False) > _STALLED_SHARE * 1_000_000
 
     # ---- doing
@@ -305,7 +282,7 @@ class Protection(SharedLimits):
             return
         if step.hold is not None:
             self._holds[call.id] = step.hold
-            self._call_growth[call.id] = _Reading(step.call.usage_bytes, view.now_ns)
+            self._call_growth[call.id] = Reading(step.call.usage_bytes, view.now_ns)
         self.counters.protected(step.action)
         because: Grounds = {
             "room_bytes": view.room_bytes,

@@ -360,15 +360,18 @@ class Sessions(TransparentDoor):
     # ---- what the machine tells
 
     def agent_gone(self, session: str) -> None:
-        self._hear()
         found = self._ledger.sessions.get(session)
-        if found is not None and found.ends_with_agent and found.state is not SessionState.CLOSING:
-            found.state = SessionState.CLOSING
-            self._spawn(self._close_session(found, KillReason.SESSION_END, "its agent has ended"))
+        if found is not None and found.ends_with_agent:
+            self._close_soon(found, "its agent has ended")
 
     def session_gone(self, session: str) -> None:
-        self._hear()
         found = self._ledger.sessions.get(session)
-        if found is not None and found.state is not SessionState.CLOSING:
-            found.state = SessionState.CLOSING
-            self._spawn(self._close_session(found, KillReason.SESSION_END, "its container has ended"))
+        if found is not None:
+            self._close_soon(found, "its container has ended")
+
+    def _close_soon(self, session: Session, note: str) -> None:
+        # Before it closes: what has begun and is over until now ended by itself.
+        self._hear()
+        if session.state is not SessionState.CLOSING:
+            session.state = SessionState.CLOSING
+            self._spawn(self._close_session(session, KillReason.SESSION_END, note))

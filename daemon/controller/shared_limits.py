@@ -9,11 +9,11 @@ what the kernel makes a thread wait goes by how far it is over the mark when it 
 import time
 from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from agentcgroup.daemon.controller.core import Climb
+from agentcgroup.daemon.controller.core import Climb, World
 from agentcgroup.daemon.controller.ladder import Ladders, monotonic_ms
-from agentcgroup.daemon.controller.timers import Timer
+from agentcgroup.daemon.controller.timers import Timer, pause_after_ms
 from agentcgroup.daemon.model import (
     Action,
     CallState,
@@ -32,8 +32,6 @@ from agentcgroup.daemon.policy.shared_limits import Addressee, Holder, Told
 
 # Where the kernel does not tell how fast calls grow, it follows from two looks so far apart.
 _SECOND_LOOK_MS: Final = 40
-# Looking must not take more than a quarter of a CPU, however many calls there are.
-_DUTY: Final = 3
 
 
 @dataclass(slots=True)
@@ -48,8 +46,8 @@ class _Stance:
 
 
 class SharedLimits(Ladders):
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
         self._stances: dict[str, _Stance] = {}
         self._host_told = Told()
 
@@ -96,7 +94,7 @@ class SharedLimits(Ladders):
         began_s = time.thread_time()
         climb, rules = stance.climb, self._session_rules(session)
         memory = self._host.memory.calls_memory(session.name)
-        held_bytes = memory.held_bytes if memory.held_bytes is not None else memory.current_bytes
+        held_bytes = memory.held_or_current_bytes
         if held_bytes is None or rules.max_bytes is None or rules.soft_bytes is None:
             return
         was_warned = climb.stand.rung is Rung.WARNED
@@ -129,11 +127,10 @@ class SharedLimits(Ladders):
             self._disarm(Timer.SESSION_LIMIT, session.name)
             return
         climb.listens_at_ms = at_ms + LOOK_MS
-        rest_ms = (time.thread_time() - began_s) * 1000 * _DUTY
         self._arm(
             Timer.SESSION_LIMIT,
             session.name,
-            max(look_in_ms, rest_ms),
+            max(look_in_ms, pause_after_ms(began_s)),
             lambda: self._look_at_session(session),
         )
 
@@ -150,7 +147,7 @@ class SharedLimits(Ladders):
             if call.parent_id or call.state not in (CallState.RUNNING, CallState.FROZEN):
                 continue
             memory = self._host.call_memory(call.id)
-            held_bytes = memory.held_bytes if memory.held_bytes is not None else memory.current_bytes
+            held_bytes = memory.held_or_current_bytes
             if held_bytes is None:
                 continue
             climb = self._lives[call.id].climb

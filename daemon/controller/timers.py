@@ -3,10 +3,19 @@
 import asyncio
 import enum
 import logging
+import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 log = logging.getLogger("agentcgroup.controller")
+
+# Looking must not take more than a quarter of a CPU, however many calls there are.
+_DUTY: Final = 3
+
+
+def pause_after_ms(began_s: float) -> float:
+    """How long to leave a look be that began at `began_s` (time.thread_time) and ends now."""
+    return (time.thread_time() - began_s) * 1000 * _DUTY
 
 
 @enum.unique

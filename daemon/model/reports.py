@@ -46,6 +46,11 @@ class CallMemory:
     # Net growth around the last time it was charged for anything; it may have stopped growing since.
     growth_bytes_per_s: int | None = None
 
+    @property
+    def held_or_current_bytes(self) -> int | None:
+        """The best that is known of what only an end of processes gives back."""
+        return self.held_bytes if self.held_bytes is not None else self.current_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Ladder:

@@ -45,6 +45,10 @@ class SessionView:
     memory_reserved_bytes: int
     calls_live: int
 
+    def thawed(self) -> "SessionView":
+        """As it would be if the operator had not frozen it: for what is there already, and stands still with it."""
+        return replace(self, state=SessionState.OPEN) if self.state is SessionState.FROZEN else self
+
 
 @dataclass(frozen=True, slots=True)
 class HostView:

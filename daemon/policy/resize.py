@@ -7,7 +7,7 @@ intent would be.
 import dataclasses
 
 from agentcgroup.daemon.errors import Kind, RequestError
-from agentcgroup.daemon.model import Budget, BudgetRequest, CallLimits, Decision, Intent, SessionState, Usage
+from agentcgroup.daemon.model import Budget, BudgetRequest, CallLimits, Decision, Intent, Usage
 from agentcgroup.daemon.policy.admission import (
     CallDefaults,
     HostView,
@@ -51,11 +51,7 @@ def resize(
         deadline_ms=intent.deadline_ms or limits.deadline_ms,
     )  # fmt: skip
     # The call is live already: it counts against no bound on the number of calls, and a drain or a freeze lets it be.
-    here = dataclasses.replace(
-        session,
-        calls_live=0,
-        state=SessionState.OPEN if session.state is SessionState.FROZEN else session.state,
-    )
+    here = dataclasses.replace(session.thawed(), calls_live=0)
     there = dataclasses.replace(host, calls_live=0, is_draining=False)
     ruling = admit(asked, here, there, parent, defaults)
     if ruling.limits is None:

@@ -12,6 +12,20 @@ from agentcgroup.proto.v1 import agent_pb2 as pb, types_pb2 as t
 from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, refusal
 
 
+async def begin_nested(daemon: Daemon) -> tuple[str, str, int]:
+    """A call of session web and one that is nested in it: their ids, and the pid of the inner one."""
+    agent = daemon.agent("web")
+    outer_pid, inner_pid = daemon.process("web"), daemon.process("web")
+    begin = pb.BeginCallRequest(intent=t.Intent(memory_bytes=GIB), process=t.ProcessRef(pid=outer_pid))
+    outer = (await agent.BeginCall(begin)).call.id
+    daemon.host.calls[outer].pids.add(inner_pid)
+    begin = pb.BeginCallRequest(
+        intent=t.Intent(memory_bytes=MIB), process=t.ProcessRef(pid=inner_pid), parent_call_id=outer
+    )
+    inner = (await agent.BeginCall(begin)).call.id
+    return outer, inner, inner_pid
+
+
 async def test_an_agent_sees_the_true_limits_of_its_session(daemon: Daemon) -> None:
     await daemon.open("web", cpu_milli=1500)
     daemon.host.not_enforced = ("pids_max: no pids controller",)
@@ -165,14 +179,7 @@ async def test_a_call_that_cannot_begin_leaves_no_reservation(daemon: Daemon) ->
 async def test_a_sub_agents_call_is_listed_under_its_parent_and_ends_with_it(daemon: Daemon) -> None:
     await daemon.open("web")
     agent = daemon.agent("web")
-    outer_pid, inner_pid = daemon.process("web"), daemon.process("web")
-    begin = pb.BeginCallRequest(intent=t.Intent(memory_bytes=GIB), process=t.ProcessRef(pid=outer_pid))
-    outer = (await agent.BeginCall(begin)).call.id
-    daemon.host.calls[outer].pids.add(inner_pid)
-    begin = pb.BeginCallRequest(
-        intent=t.Intent(memory_bytes=MIB), process=t.ProcessRef(pid=inner_pid), parent_call_id=outer
-    )
-    inner = (await agent.BeginCall(begin)).call.id
+    outer, inner, _ = await begin_nested(daemon)
     lone = (await agent.DeclareIntent(pb.DeclareIntentRequest(intent=t.Intent()))).answer.call_id
 
     tree = (await agent.GetCallTree(pb.GetCallTreeRequest())).calls
@@ -338,15 +345,7 @@ async def test_a_nested_call_that_is_ending_keeps_its_own_verdict_when_the_outer
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await daemon.open("web")
-    agent = daemon.agent("web")
-    outer_pid, inner_pid = daemon.process("web"), daemon.process("web")
-    begin = pb.BeginCallRequest(intent=t.Intent(memory_bytes=GIB), process=t.ProcessRef(pid=outer_pid))
-    outer = (await agent.BeginCall(begin)).call.id
-    daemon.host.calls[outer].pids.add(inner_pid)
-    begin = pb.BeginCallRequest(
-        intent=t.Intent(memory_bytes=MIB), process=t.ProcessRef(pid=inner_pid), parent_call_id=outer
-    )
-    inner = (await agent.BeginCall(begin)).call.id
+    outer, inner, inner_pid = await begin_nested(daemon)
     daemon.host.statuses[inner_pid] = ExitStatus(signal=9)
     daemon.host.calls[inner].oom = OomCounters(1, 1, 0)
     is_ending, may_end = asyncio.Event(), asyncio.Event()
