@@ -60,10 +60,10 @@ class Agent(AgentShell):
         self.leaf = daemon.root / SESSION / "agent"
         super().__init__(daemon.operator_socket, SESSION, memory=subject.MEMORY, rule="all,exclude=spawner")
 
-    def told(self) -> tuple[int, int]:
-        """How many were placed, and how many had ended before."""
+    def told(self) -> tuple[int, int, int]:
+        """How many were placed, how many had ended before, and how many no call could be made for."""
         session = self.operator.session(SESSION)
-        return session.transparent_placed, session.transparent_missed
+        return session.transparent_placed, session.transparent_missed, session.transparent_left
 
     def await_told(self, count: int) -> None:
         end = time.monotonic() + WITHIN_S
@@ -133,14 +133,15 @@ def at_rate(agent: Agent, programs: spawning.Programs) -> dict[str, Any]:
     load = spawning.read_load([row.split("\t") for row in said.splitlines()])
     ended_at = time.monotonic()
     agent.await_told(sum(before) + load.started)
-    placed, missed = (now - then for now, then in zip(agent.told(), before, strict=True))
+    placed, missed, left = (now - then for now, then in zip(agent.told(), before, strict=True))
     lost = lost_events(daemon.metrics())
     return {
         "started": load.started,
         "per_second": round(load.started / load.elapsed_s, 1),
         "placed": placed,
         "missed": missed,
-        "untold": load.started - placed - missed,
+        "left": left,
+        "untold": load.started - placed - missed - left,
         "lost": lost,
         # What the memory program did not see is no event of a process: it reads the usage anew at the next charge.
         "lost_in_all": sum(number for kind, number in lost.items() if not kind.startswith("memory_")),
@@ -233,8 +234,8 @@ def table(figures: Figures) -> str:
         for each in rounds:
             rate = each["rate"]
             lines.append(
-                f"  {rate['per_second']}/s: {rate['placed']} placed, {rate['missed']} had ended, {rate['untold']} untold, "
-                f"{rate['lost_in_all']} lost, {rate['charges_unseen']} charges unseen; "
+                f"  {rate['per_second']}/s: {rate['placed']} placed, {rate['missed']} had ended, {rate['left']} left alone, "
+                f"{rate['untold']} untold, {rate['lost_in_all']} lost, {rate['charges_unseen']} charges unseen; "
                 f"daemon {rate['daemon_cpu_percent']} % CPU; "
                 f"p50 {rate['lifetime_p50_ms']} ms, p99 {rate['lifetime_p99_ms']} ms each"
             )

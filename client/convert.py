@@ -255,6 +255,7 @@ def session(message: pb.Session) -> values.Session:
         transparent=transparent(message.transparent),
         transparent_placed=message.transparent_placed,
         transparent_missed=message.transparent_missed,
+        transparent_left=message.transparent_left,
         memory_mark_bytes=message.memory_mark_bytes if message.HasField("memory_mark_bytes") else None,
         calls_held=message.calls_held,
     )

@@ -213,6 +213,7 @@ class Session:
     transparent: TransparentRule = TransparentRule()
     transparent_placed: int = 0
     transparent_missed: int = 0
+    transparent_left: int = 0
     memory_mark_bytes: int | None = None
     calls_held: int = 0
 

@@ -102,6 +102,8 @@ class Counters:
     leftover_processes: int = 0
     # Processes at a transparent door that had ended before they could be placed.
     transparent_missed: int = 0
+    # Those that no call could be made for.
+    transparent_left: int = 0
     kernel_events_lost: int = 0
     # What was done to calls so that others have memory, and how often a session's calls came to their mark.
     protections: Counter[Action] = field(default_factory=Counter)
@@ -176,6 +178,7 @@ class Counters:
             calls_adopted=self.calls_adopted,
             leftover_processes=self.leftover_processes,
             transparent_missed=self.transparent_missed,
+            transparent_left=self.transparent_left,
             kernel_events_lost=self.kernel_events_lost,
             protections=self.protections.copy(),
             marks_crossed=self.marks_crossed,

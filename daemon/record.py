@@ -49,6 +49,7 @@ class _SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     transparent: TransparentRule = TransparentRule()
     transparent_placed: int = 0
     transparent_missed: int = 0
+    transparent_left: int = 0
     calls_ended: int = 0
     oom_attributed: int = 0
 
@@ -88,6 +89,7 @@ def encode_session(session: Session) -> bytes:
             transparent=session.transparent,
             transparent_placed=session.transparent_placed,
             transparent_missed=session.transparent_missed,
+            transparent_left=session.transparent_left,
             calls_ended=session.calls_ended,
             oom_attributed=session.oom_attributed,
         )
@@ -111,6 +113,7 @@ def decode_session(data: bytes, socket_dir: str) -> Session:
         transparent=kept.transparent,
         transparent_placed=kept.transparent_placed,
         transparent_missed=kept.transparent_missed,
+        transparent_left=kept.transparent_left,
         calls_ended=kept.calls_ended,
         oom_attributed=kept.oom_attributed,
     )

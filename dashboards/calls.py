@@ -154,8 +154,9 @@ CALLS_ROW: Final = Row(
             ),
         ),
         Panel(
-            "Left behind, and missed",
-            "Processes that ended calls had left running, which are killed; commands too short for the transparent door.",
+            "Left behind, missed, left alone",
+            "Processes that ended calls had left running, which are killed; commands too short for the transparent door;"
+            " commands there that no call could be made for, which run in the agent's memory.",
             Kind.TIMESERIES,
             "cps",
             (
@@ -166,6 +167,10 @@ CALLS_ROW: Final = Row(
                 Query(
                     f"sum by (instance) (rate(agentcgroup_transparent_missed_total{{{HOST}}}[$__rate_interval]))",
                     "{{instance}} missed",
+                ),
+                Query(
+                    f"sum by (instance) (rate(agentcgroup_transparent_left_total{{{HOST}}}[$__rate_interval]))",
+                    "{{instance}} left alone",
                 ),
             ),
         ),

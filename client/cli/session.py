@@ -122,7 +122,8 @@ def _transparent(session: Session) -> str:
     if session.transparent.scope is TransparentScope.OFF:
         return "off"
     return (
-        f"{session.transparent}, {session.transparent_placed} placed, {session.transparent_missed} too short"
+        f"{session.transparent}, {session.transparent_placed} placed, {session.transparent_missed} too short,"
+        f" {session.transparent_left} left without a call"
     )
 
 

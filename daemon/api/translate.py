@@ -304,6 +304,7 @@ def write_session(session: model.Session, usage: model.Usage) -> pb.Session:
         ),
         transparent_placed=session.transparent_placed,
         transparent_missed=session.transparent_missed,
+        transparent_left=session.transparent_left,
         memory_mark_bytes=session.memory_mark_bytes,
         calls_held=session.calls_held,
     )

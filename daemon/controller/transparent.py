@@ -164,6 +164,8 @@ class TransparentDoor(Calls):
             self._explain(session, knock, error.cause, error.next_step)
 
     def _explain(self, session: Session, knock: Knock, why: str, suggestion: str) -> None:
+        session.transparent_left += 1
+        self.counters.transparent_left += 1
         command = " ".join(knock.command) or knock.filename
         self._say(
             FeedbackKind.WARNING,

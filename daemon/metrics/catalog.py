@@ -305,6 +305,12 @@ TRANSPARENT_MISSED: Final = counter(
     "",
     "Commands at a transparent door that had ended before they could become calls.",
 )
+TRANSPARENT_LEFT: Final = counter(
+    Group.CALLS,
+    "transparent_left",
+    "",
+    "Commands at a transparent door that run in the agent's memory, because no call could be made for them.",
+)
 CALL_DURATION: Final = histogram(
     Group.CALLS,
     "call_duration_seconds",

@@ -203,6 +203,7 @@ def _calls(counters: Counters) -> Iterator[Metric]:
     yield _one(catalog.IDLE_RECLAIMED, counters.idle_reclaimed_bytes)
     yield _one(catalog.LEFTOVER_PROCESSES, counters.leftover_processes)
     yield _one(catalog.TRANSPARENT_MISSED, counters.transparent_missed)
+    yield _one(catalog.TRANSPARENT_LEFT, counters.transparent_left)
     yield _histograms(
         catalog.CALL_DURATION, {(_declared(key),): value for key, value in counters.call_duration_s.items()}
     )

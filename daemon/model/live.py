@@ -104,9 +104,10 @@ class Session:
     ends_with_agent: bool = False
     cgroup: str = ""
     transparent: TransparentRule = NOT_TRANSPARENT
-    # Processes that its transparent door has placed, and those that had ended before.
+    # Processes that its transparent door has placed, those that had ended before, and those that no call could be made for.
     transparent_placed: int = 0
     transparent_missed: int = 0
+    transparent_left: int = 0
     calls_ended: int = 0
     calls: "dict[str, ToolCall]" = field(default_factory=dict)
     # What live calls directly under the session have reserved; nested calls live inside their parent's. The ledger keeps it.

@@ -112,6 +112,11 @@ async def test_a_refused_tool_runs_on_and_what_it_starts_is_let_be(daemon: Daemo
     daemon.controller.knocked(knock(daemon, pid, "make", "test"))
     assert daemon.host.door.let_alone == [pid] and daemon.host.door.released[-1] == pid
     assert len(daemon.controller.calls("web")) == 1 and descriptors() == before
+    session = daemon.controller.session("web")
+    assert (session.transparent_placed, session.transparent_missed, session.transparent_left) == (1, 0, 1)
+    assert daemon.controller.counters.transparent_left == 1
+    (listed,) = (await daemon.operator.ListSessions(pb.ListSessionsRequest())).sessions
+    assert listed.transparent_left == 1
     os.kill(pid, 0)
 
 
@@ -122,7 +127,8 @@ async def test_what_the_kernel_will_not_place_runs_on(daemon: Daemon) -> None:
     pid = daemon.process("web")
     daemon.controller.knocked(knock(daemon, pid))
     assert daemon.controller.calls("web") == [] and descriptors() == before
-    assert daemon.controller.session("web").transparent_missed == 0
+    session = daemon.controller.session("web")
+    assert (session.transparent_missed, session.transparent_left) == (0, 1)
     os.kill(pid, 0)
 
 

@@ -327,6 +327,16 @@ def test_an_operator_watches_one_session_or_all(cli: Cli, outside: ScriptedDaemo
     assert [each.session for each in outside.requests("WatchEvents")] == ["s", "", ""]
 
 
+def test_a_session_shows_what_became_of_the_commands_at_its_transparent_door(
+    cli: Cli, outside: ScriptedDaemon
+) -> None:
+    session = filled(pb.Session)
+    session.transparent_placed, session.transparent_missed, session.transparent_left = 7, 3, 2
+    session.transparent.CopyFrom(pb.TransparentRule(scope=pb.TRANSPARENT_SCOPE_ALL))
+    outside.answers["GetSession"] = operator.GetSessionResponse(session=session)
+    assert "all, 7 placed, 3 too short, 2 left without a call\n" in cli("session", "show", "s")[1]
+
+
 def test_a_refused_change_exits_with_120(cli: Cli, outside: ScriptedDaemon) -> None:
     answer = pb.Answer(decision=pb.DECISION_REFUSED, message="no room", suggestion="ask for 1 GiB")
     outside.answers["UpdateCall"] = operator.UpdateCallResponse(answer=answer)

@@ -1,5 +1,7 @@
 """Counters count what they are told, in the right bucket, and copies stand still."""
 
+from dataclasses import fields
+
 from agentcgroup.daemon.counters import Counters, Door, Histogram
 from agentcgroup.daemon.model import CpuClass, Decision, ExitStatus, Priority, Reason, Report, Usage, Verdict
 
@@ -32,6 +34,16 @@ def test_an_unknown_peak_is_not_counted_as_a_peak_of_zero() -> None:
     assert sum(peaks.counts) == 1
     assert peaks.total == 3 << 20
     assert counters.leftover_processes == 4
+
+
+def test_a_copy_has_every_counter() -> None:
+    counters = Counters()
+    numbers = {field.name: 3 + at for at, field in enumerate(fields(Counters)) if field.type is int}
+    for name, number in numbers.items():
+        setattr(counters, name, number)
+    copy = counters.copy()
+    assert "transparent_left" in numbers
+    assert {name: getattr(copy, name) for name in numbers} == numbers
 
 
 def test_a_copy_does_not_move_with_the_original() -> None:

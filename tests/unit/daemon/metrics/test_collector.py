@@ -161,6 +161,7 @@ async def test_what_was_counted_is_shown_under_its_labels() -> None:
     counters.killed(KillReason.DEADLINE)
     counters.request_error(Kind.NOT_FOUND)
     counters.placed(Door.LAUNCHER, 0.00045)
+    counters.transparent_left = 5
     report = Report(
         "c",
         "s",
@@ -182,6 +183,7 @@ async def test_what_was_counted_is_shown_under_its_labels() -> None:
     ended = {"verdict": "deadline", "priority": "low", "cpu_class": "undeclared"}
     assert value(text, "agentcgroup_calls_ended_total", **ended) == 1
     assert value(text, "agentcgroup_leftover_processes_total") == 4
+    assert value(text, "agentcgroup_transparent_left_total") == 5
     assert value(text, "agentcgroup_placement_seconds_bucket", door="launcher", le="0.0003") == 0
     assert value(text, "agentcgroup_placement_seconds_bucket", door="launcher", le="0.0005") == 1
     assert value(text, "agentcgroup_placement_seconds_sum", door="launcher") == 0.00045
