@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from agentcgroup import __version__
 from agentcgroup.client.cli import (
@@ -19,12 +20,28 @@ from agentcgroup.client.cli import (
     watch,
 )
 from agentcgroup.client.cli.statuses import ExitStatus, as_help, status_of
-from agentcgroup.client.errors import ClientError
+from agentcgroup.client.errors import ClientError, InvalidRequest
+
+
+class _WrongCommandLine(Exception):
+    """`usage`: of the command that was meant, as far as that is known."""
+
+    def __init__(self, cause: str, parser: argparse.ArgumentParser) -> None:
+        super().__init__(cause)
+        self.error = InvalidRequest(cause, f"See `{parser.prog} --help`")
+        self.usage = parser.format_usage()
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that raises what is wrong, so that it is told as every error is. Its subcommands' parsers are of its class."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _WrongCommandLine(message, self)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of everything that is not native."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="agentcg",
         description="Runs and watches the tool calls of coding agents, each in a kernel resource domain of its own.",
         epilog=as_help(),
@@ -57,11 +74,18 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def carry_out(words: Sequence[str]) -> int:
-    """Carries out the command in `words` and returns its exit status; a wrong command line is SystemExit."""
+    """Carries out the command in `words` and returns its exit status; --help and --version are SystemExit."""
     if words[:1] == ["run"]:
         print("agentcg: run is native: call the agentcg command, not its Python part", file=sys.stderr)
         return ExitStatus.INVALID
-    arguments = _parse(words)
+    try:
+        arguments = _parse(words)
+    except _WrongCommandLine as wrong:
+        json_wanted = "--json" in words[: words.index("--") if "--" in words else len(words)]
+        if not json_wanted:
+            print(wrong.usage, end="", file=sys.stderr)
+        output.complain(wrong.error, json_wanted=json_wanted, exit_status=ExitStatus.INVALID)
+        return ExitStatus.INVALID
     try:
         status: int = arguments.run(arguments)
         return status

@@ -59,6 +59,23 @@ char *packet_next(struct packet *packet, const char *key, char *after);
 // The protocol's word for a status.
 const char *status_name(enum status status);
 
+// ---- tell.c: what `agentcg run` says of a request ----
+
+// One line for programs (--json) on stderr. `notices`: the packet that has them, NULL: none. `exit_status` is -1 when the
+// tool is executed.
+void tell_json(const char *decision, const struct reply *reply, struct packet *notices, bool placed, int exit_status);
+
+struct failure {
+	const char *decision;
+	const char *reason; // a word for programs
+	const char *call;   // that this process is in; NULL: none
+	const char *next_step;
+	int exit_status;
+};
+
+// Says what is wrong, the texts up to NULL, and ends the process.
+_Noreturn void fail(const struct failure *failure, bool json, const char *first, ...) __attribute__((sentinel));
+
 // ---- options.c: the command line of `agentcg run` ----
 
 struct options {

@@ -9,37 +9,6 @@
 static struct packet request, answer;
 static struct text text;
 
-// One line for programs. `exit_status` is -1 when the tool is executed.
-static void write_json(const char *decision, const struct reply *reply, bool placed, int exit_status)
-{
-	const char *separator = "";
-
-	text.used = 0;
-	text_add(&text, "{\"decision\":");
-	text_add_json(&text, decision);
-	text_add(&text, ",\"call_id\":");
-	text_add_json(&text, reply->call);
-	text_add(&text, ",\"reason\":");
-	text_add_json(&text, reply->reason);
-	text_add(&text, ",\"message\":");
-	text_add_json(&text, reply->message);
-	text_add(&text, ",\"suggestion\":");
-	text_add_json(&text, reply->suggestion);
-	text_add(&text, ",\"notices\":[");
-	for (char *notice = NULL; answer.used && (notice = packet_next(&answer, "notice", notice)); separator = ",") {
-		text_add(&text, separator);
-		text_add_json(&text, notice);
-	}
-	text_add(&text, placed ? "],\"placed\":true" : "],\"placed\":false");
-	text_add(&text, ",\"exit_status\":");
-	if (exit_status < 0)
-		text_add(&text, "null");
-	else
-		text_add_number(&text, exit_status);
-	text_add(&text, "}\n");
-	text_write(&text, STDERR_FILENO);
-}
-
 static void show(const char *line)
 {
 	if (*line == '\0')
@@ -70,7 +39,7 @@ static void without_answer(const struct options *options, const char *cause)
 	answer.used = 0;
 	if (options->json) {
 		static struct text told; // of zeroes, so it ends with a NUL
-		struct reply reply = {.call = "", .message = told.bytes, .suggestion = "", .reason = ""};
+		struct reply reply = {.call = "", .message = told.bytes, .suggestion = "", .reason = "unreachable"};
 
 		text_add(&told, "no answer from the daemon at ");
 		text_add(&told, options->session_dir);
@@ -79,7 +48,7 @@ static void without_answer(const struct options *options, const char *cause)
 
 		if (!options->run_if_unreachable)
 			reply.suggestion = next_step;
-		write_json("unreachable", &reply, false, options->run_if_unreachable ? -1 : EXIT_UNREACHABLE);
+		tell_json("unreachable", &reply, NULL, false, options->run_if_unreachable ? -1 : EXIT_UNREACHABLE);
 	} else {
 		complain(options->command[0], ": ", consequence, ": no answer from the daemon at ", options->session_dir,
 		         "/" SOCKET_NAME ": ", cause, NULL);
@@ -97,7 +66,7 @@ static void with_answer(const struct options *options, const struct reply *reply
 	int exit_status = reply->status == STATUS_REFUSED ? EXIT_REFUSED : EXIT_INVALID;
 
 	if (options->json) {
-		write_json(status_name(reply->status), reply, placed, placed ? -1 : exit_status);
+		tell_json(status_name(reply->status), reply, &answer, placed, placed ? -1 : exit_status);
 	} else if (!placed || !options->quiet) {
 		text.used = 0;
 		// A grant is what was asked for; only what differs from it is worth a line.
@@ -144,30 +113,61 @@ static void become(const char *path, const struct options *options)
 	command_execute(path, options->command, list);
 }
 
+// What to do where execve(2) ends with `error`; `is_sought`: the command was looked for in PATH.
+static const char *remedy(int error, bool is_sought)
+{
+	switch (error) {
+	case ENOENT:
+	case ENOTDIR:
+		return is_sought ? "write its name as it is found in PATH, or its path; a builtin of a shell needs one: bash -c '...'"
+		                 : "name a program that is there, and whose interpreter (its #! line) is there too";
+	case EACCES:
+	case EPERM:
+	case EISDIR:
+	case ENOEXEC:
+		return "name a program that this user may execute (chmod +x), or its interpreter before it";
+	case E2BIG:
+		return "say less on its command line and in its environment, for example with a file";
+	default:
+		return "see whether it starts without agentcg run";
+	}
+}
+
+// The command cannot be executed, for the reason in errno; in `call`, NULL: none was begun.
+static _Noreturn void fail_to_execute(const struct options *options, const char *call)
+{
+	const char *name = options->command[0];
+	bool is_missing = errno == ENOENT || errno == ENOTDIR;
+	bool is_sought = is_missing && !strchr(name, '/');
+	struct failure failure = {
+		.decision = "failed",
+		.reason = is_missing ? "command_not_found" : "not_executable",
+		.call = call,
+		.next_step = remedy(errno, is_sought),
+		.exit_status = is_missing ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE,
+	};
+
+	fail(&failure, options->json, name, ": ", is_sought ? "command not found" : strerror(errno), NULL);
+}
+
 static int run(int argc, char **argv)
 {
 	static struct options options;
 	static char path[MOST_PATH];
 	struct reply reply;
 	const char *cause;
-	int status;
 
 	options_parse(argc, argv, &options, &request);
 	// Looked for before the daemon is asked: a misspelt command should not wait for room.
-	status = command_find(options.command[0], path);
-	if (status) {
-		complain(options.command[0], ": ", errno == ENOENT && !strchr(options.command[0], '/') ? "command not found" : strerror(errno), NULL);
-		return status;
-	}
+	if (command_find(options.command[0], path))
+		fail_to_execute(&options, NULL);
 	cause = ask(&options, &request, &answer, &reply, show_queued);
 	if (cause)
 		without_answer(&options, cause);
 	else
 		with_answer(&options, &reply);
 	become(path, &options);
-	status = errno == ENOENT || errno == ENOTDIR ? EXIT_NOT_FOUND : EXIT_NOT_EXECUTABLE;
-	complain(options.command[0], ": ", strerror(errno), NULL);
-	return status;
+	fail_to_execute(&options, cause ? NULL : reply.call);
 }
 
 static int say(const char *what, int fd, int status)

@@ -20,16 +20,26 @@ static const struct option {
 
 enum { KNOWN = sizeof(known) / sizeof(*known) };
 
-#define INVALID(...)                                                                                                   \
-	do {                                                                                                           \
-		complain(__VA_ARGS__, "\nagentcg: see agentcg run --help", NULL);                                      \
-		exit(EXIT_INVALID);                                                                                    \
-	} while (0)
+static const struct failure invalid = {
+	.decision = "invalid",
+	.reason = "invalid",
+	.next_step = "see agentcg run --help",
+	.exit_status = EXIT_INVALID,
+};
 
-static const struct option *find(const char *name, size_t length)
+// Wherever `options` is what is being filled.
+#define INVALID(...) fail(&invalid, options->json, __VA_ARGS__, NULL)
+
+// The option that `word`, --NAME or --NAME=VALUE, means; NULL: none.
+static const struct option *option_in(const char *word)
 {
+	size_t length;
+
+	if (strncmp(word, "--", 2) != 0)
+		return NULL;
+	length = strcspn(word += 2, "=");
 	for (size_t i = 0; i < KNOWN; i++)
-		if (strlen(known[i].name) == length && memcmp(known[i].name, name, length) == 0)
+		if (strlen(known[i].name) == length && memcmp(known[i].name, word, length) == 0)
 			return &known[i];
 	return NULL;
 }
@@ -123,8 +133,7 @@ static void apply(struct options *options, struct packet *request, const struct 
 	case ANSWER_TIMEOUT:
 		set_answer_timeout(options, value, "--answer-timeout");
 		break;
-	case JSON:
-		options->json = true;
+	case JSON: // see wants_json
 		break;
 	case QUIET:
 		options->quiet = true;
@@ -139,11 +148,27 @@ static void apply(struct options *options, struct packet *request, const struct 
 	}
 }
 
+// Whether the words before the command say --json: what is wrong with those before it is told in JSON too.
+static bool wants_json(int argc, char **argv)
+{
+	for (int i = 0; i < argc && argv[i][0] == '-' && strcmp(argv[i], "--") != 0; i++) {
+		const struct option *option = option_in(argv[i]);
+
+		if (option && option->kind == JSON)
+			return true;
+		// The next word is a value, also of what is misspelt.
+		if (!strchr(argv[i], '=') && (option ? takes_value(option->kind) : i + 1 < argc && argv[i + 1][0] != '-'))
+			i++;
+	}
+	return false;
+}
+
 void options_parse(int argc, char **argv, struct options *options, struct packet *request)
 {
 	bool seen[KNOWN] = {false};
 	int i;
 
+	options->json = wants_json(argc, argv);
 	set_from_environment(options);
 	packet_start(request);
 	for (i = 0; i < argc; i++) {
@@ -159,9 +184,7 @@ void options_parse(int argc, char **argv, struct options *options, struct packet
 		if (name[0] != '-')
 			break; // the command, without a -- before it
 		equals = strchr(name, '=');
-		option = strncmp(name, "--", 2) == 0
-		                 ? find(name + 2, equals ? (size_t)(equals - name - 2) : strlen(name + 2))
-		                 : NULL;
+		option = option_in(name);
 		if (!option)
 			INVALID("unknown option ", name);
 		if (option->kind != LABEL && seen[option - known])

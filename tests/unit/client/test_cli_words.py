@@ -1,5 +1,6 @@
 """The command line of agentcg: what is wrong with one is said, and --help tells everything."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,32 @@ def test_a_wrong_command_line_is_told_with_no_traceback(
     assert complaint in errors
     assert "Traceback" not in errors and output == ""
     assert outside.heard == []
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint", "usage"),
+    [
+        ("session set", "required: name", "agentcg session set"),
+        ("call set c1 --weight -3", "'-3' is no whole number", "agentcg call set"),
+        ("session create s --pids many", "'many' is no whole number", "agentcg session create"),
+        ("session show s -- x", "nothing can stand behind -- here: x", "agentcg"),
+        ("nonsense", "invalid choice: 'nonsense'", "agentcg"),
+    ],
+)
+def test_a_wrong_command_line_is_json_when_json_is_asked_for(
+    cli: Cli, outside: ScriptedDaemon, words: str, complaint: str, usage: str
+) -> None:
+    head, *behind = words.split(" -- ")
+    status, output, errors = cli(*head.split(), "--json", *(["--", *behind] if behind else []))
+    told = json.loads(errors)
+    assert (status, output, told["error"], told["exit_status"]) == (2, "", "InvalidRequest", 2)
+    assert complaint in told["cause"]
+    assert told["next_step"] == f"See `{usage} --help`"
+
+
+def test_json_behind_the_dashes_is_the_tools_own(cli: Cli) -> None:
+    status, _, errors = cli("nonsense", "--", "--json")
+    assert status == 2 and errors.startswith("usage: agentcg ")
 
 
 def _parsers(parser: Any, path: str = "agentcg") -> Iterator[tuple[str, Any]]:

@@ -274,8 +274,10 @@ def test_a_command_that_is_not_there_exits_with_127_and_asks_for_nothing(
         bare, path = run("--", "no-such-tool"), run("--", "/no/such/tool")
         empty = run("--", "")
     assert [each.returncode for each in (bare, path, empty)] == [127, 127, 127]
-    assert bare.stderr == "agentcg: no-such-tool: command not found\n"
-    assert path.stderr == "agentcg: /no/such/tool: No such file or directory\n"
+    assert bare.stderr.startswith("agentcg: no-such-tool: command not found\nagentcg: write its name ")
+    assert path.stderr.startswith(
+        "agentcg: /no/such/tool: No such file or directory\nagentcg: name a program "
+    )
     assert at.heard == []
 
 
@@ -295,7 +297,32 @@ def test_a_command_that_cannot_be_executed_exits_with_126(
         assert run("--", str(broken)).returncode == 127
         # On PATH a file that may not be executed is passed over, and named when nothing else is found.
         done = run("--", "plain", variables={"PATH": f"{tmp_path}:/usr/bin"})
-    assert (done.returncode, done.stderr) == (126, "agentcg: plain: Permission denied\n")
+    assert done.returncode == 126
+    assert done.stderr.startswith("agentcg: plain: Permission denied\nagentcg: name a program ")
+
+
+def test_what_cannot_be_executed_is_json_too(door: Door, run: RunLauncher, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("#!/no/such/interpreter\n")
+    broken.chmod(0o755)
+    with door([GRANTED]):
+        missing = run("--json", "--", "no-such-tool")
+        begun = run("--json", "--", str(broken))
+    assert json.loads(missing.stderr) == {
+        "decision": "failed", "reason": "command_not_found", "message": "no-such-tool: command not found",
+        "suggestion": "write its name as it is found in PATH, or its path; a builtin of a shell needs one: bash -c '...'",
+        "call_id": "", "notices": [], "placed": False, "exit_status": 127,
+    }  # fmt: skip
+    # That the call was granted has been said; it ends with this process.
+    granted, failed = map(json.loads, begun.stderr.splitlines())
+    assert (granted["decision"], granted["exit_status"]) == ("granted", None)
+    assert (failed["decision"], failed["reason"], failed["call_id"], failed["placed"]) == (
+        "failed",
+        "command_not_found",
+        "c1",
+        True,
+    )
+    assert failed["exit_status"] == begun.returncode == 127
 
 
 def test_a_script_without_an_interpreter_line_is_run_by_sh_as_shells_do(
@@ -443,6 +470,7 @@ def test_a_refusal_and_a_missing_daemon_are_json_too(door: Door, run: RunLaunche
         "unreachable",
         121,
     )
+    assert json.loads(closed.stderr)["reason"] == "unreachable" == json.loads(opened.stderr)["reason"]
     assert json.loads(closed.stderr)["message"].startswith("no answer from the daemon at /")
     assert (json.loads(opened.stderr)["decision"], json.loads(opened.stderr)["exit_status"]) == (
         "unreachable",

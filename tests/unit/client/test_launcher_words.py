@@ -1,5 +1,6 @@
 """The launcher's command line, its help, and where it sends every command but `run`."""
 
+import json
 import stat
 import subprocess
 import sys
@@ -44,6 +45,42 @@ def test_a_wrong_command_line_exits_with_2_and_says_what_is_wrong(
     assert "see agentcg run --help" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--json",), "no command"),
+        (("--memroy", "1G", "--json", "--", "true"), "unknown option --memroy"),
+        (("-m", "1G", "--json", "--", "true"), "unknown option -m"),
+        (("-", "--json", "true"), "unknown option -"),
+        (("--memory=1G", "--memory", "2G", "--json", "true"), "--memory is given twice"),
+        (("--label", "--json", "--answer-timeout", "soon", "--json", "--", "true"), "'soon' is no time"),
+    ],
+)
+def test_what_is_wrong_is_json_when_json_is_asked_for_anywhere(
+    run: RunLauncher, words: tuple[str, ...], complaint: str
+) -> None:
+    done = run(*words)
+    told = json.loads(done.stderr)
+    assert (done.returncode, told["exit_status"], told["placed"]) == (2, 2, False)
+    assert (told["decision"], told["reason"], told["suggestion"]) == (
+        "invalid",
+        "invalid",
+        "see agentcg run --help",
+    )
+    assert complaint in told["message"]
+
+
+@pytest.mark.parametrize(
+    "words", [("--bad", "--", "true", "--json"), ("--label", "--json", "--bad", "true")]
+)
+def test_json_that_is_no_option_of_the_launcher_asks_for_nothing(
+    run: RunLauncher, words: tuple[str, ...]
+) -> None:
+    done = run(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("agentcg: unknown option --bad\n")
+
+
 def test_a_wrong_variable_is_an_error_before_it_is_needed(door: Door, run: RunLauncher) -> None:
     with door([GRANTED]):
         policy = run("--", "true", variables={"AGENTCGROUP_IF_UNREACHABLE": "Run"})
@@ -51,6 +88,8 @@ def test_a_wrong_variable_is_an_error_before_it_is_needed(door: Door, run: RunLa
     assert (policy.returncode, wait.returncode) == (2, 2)
     assert "AGENTCGROUP_IF_UNREACHABLE: 'Run'" in policy.stderr
     assert "AGENTCGROUP_ANSWER_TIMEOUT: '-1'" in wait.stderr
+    told = json.loads(run("--json", "--", "true", variables={"AGENTCGROUP_ANSWER_TIMEOUT": "-1"}).stderr)
+    assert told["message"].startswith("AGENTCGROUP_ANSWER_TIMEOUT: '-1' is no time")
 
 
 def test_the_help_names_every_option_and_every_exit_status(run: RunLauncher) -> None:
