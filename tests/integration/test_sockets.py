@@ -5,6 +5,7 @@ import grp
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
 
 import grpc
@@ -28,6 +29,28 @@ def mode(path: Path) -> str:
 
 def owner(path: Path) -> tuple[int, int]:
     return path.stat().st_uid, path.stat().st_gid
+
+
+# It becomes the user itself: with `user=` this process, with gRPC's threads, would be forked rather than vforked, and its
+# at-fork handlers run; and an interpreter that the user may not read would not start.
+KNOCK = """
+import os, socket, sys
+os.setgroups([])
+os.setresgid(*[int(sys.argv[3])] * 3)
+os.setresuid(*[int(sys.argv[3])] * 3)
+socket.socket(socket.AF_UNIX, int(sys.argv[2])).connect(sys.argv[1])
+"""
+
+
+async def knock(path: Path, kind: socket.SocketKind, uid: int) -> tuple[int, bytes]:
+    """Connects to the socket as the user and group `uid`: the exit status, and what was said on the standard error."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-S", "-E", "-c", KNOCK, str(path), str(int(kind)), str(uid)),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, errors
 
 
 def test_a_place_where_sockets_are_bound_is_never_used_again(run_dir: Path) -> None:
@@ -92,33 +115,12 @@ async def test_the_kernel_lets_the_owner_in_and_nobody_else(daemon: Daemon, uid:
     # The test's own directory is closed to others, as mkdtemp makes it.
     daemon.run_dir.parent.chmod(0o711)
     await daemon.controller.open_session("web", BudgetRequest(), owner_uid=NOBODY, owner_gid=NOBODY)
-    knock = "import socket, sys; socket.socket(socket.AF_UNIX, int(sys.argv[2])).connect(sys.argv[1])"
     for name, kind in (("agent.sock", socket.SOCK_STREAM), ("launch.sock", socket.SOCK_SEQPACKET)):
-        process = await asyncio.create_subprocess_exec(
-            *("python3", "-S", "-E", "-c", knock, str(daemon.socket("web", name)), str(int(kind))),
-            user=uid,
-            group=uid,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        _, errors = await process.communicate()
-        assert (process.returncode == 0) is gets_in, errors
-        assert gets_in or b"PermissionError" in errors
-    operator = await asyncio.create_subprocess_exec(
-        *(
-            "python3",
-            "-S",
-            "-E",
-            "-c",
-            knock,
-            str(daemon.run_dir / "operator.sock"),
-            str(int(socket.SOCK_STREAM)),
-        ),
-        user=uid,
-        group=uid,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    await operator.communicate()
-    assert operator.returncode != 0
+        status, errors = await knock(daemon.socket("web", name), kind, uid)
+        assert (status == 0) is gets_in, (status, errors)
+        assert gets_in or b"PermissionError" in errors, (status, errors)
+    status, errors = await knock(daemon.run_dir / "operator.sock", socket.SOCK_STREAM, uid)
+    assert status == 1 and b"PermissionError" in errors, (status, errors)
 
 
 async def test_a_umask_of_0_opens_nothing(run_dir: Path) -> None:
