@@ -164,12 +164,10 @@ def _become(
     try:
         os.execve(program, command, environment)
     except OSError as error:
-        print(f"agentcg: {command[0]}: {error.strerror}", file=sys.stderr)
-        return (
-            ExitStatus.COMMAND_NOT_FOUND
-            if isinstance(error, FileNotFoundError)
-            else ExitStatus.NOT_EXECUTABLE
-        )
+        is_missing = isinstance(error, FileNotFoundError)
+        print(f"agentcg: {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        # At once: gRPC cannot be shut down in order by threads that no longer share their descriptors.
+        os._exit(ExitStatus.COMMAND_NOT_FOUND if is_missing else ExitStatus.NOT_EXECUTABLE)
 
 
 def _silence_other_threads() -> None:
