@@ -288,13 +288,6 @@ class PsiTrigger:
             return self._epoll.fileno()
         return -1
 
-    def pressure_fileno(self) -> int:
-        """The kernel's own descriptor, for those who poll(2) it themselves for POLLPRI.
-
-        See the trap noted above.
-        """
-        return self._file_fd
-
     def is_gone(self) -> bool:
         """Whether the cgroup was removed, and the trigger with it, or the trigger was closed."""
         return self._epoll.closed or any(events & select.EPOLLERR for _, events in self._epoll.poll(0))

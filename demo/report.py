@@ -118,8 +118,3 @@ def write_report(run: Run, path: Path) -> None:
     partial = path.with_suffix(".partial")
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2))
     partial.replace(path)
-
-
-def read_report(path: Path) -> Run:
-    """What `write_report` wrote."""
-    return msgspec.json.decode(path.read_bytes(), type=Run)

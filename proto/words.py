@@ -145,7 +145,6 @@ class Action(StrEnum):
     THAWED = "thawed"
     KILLED = "killed"
     RECLAIMED = "reclaimed"
-    PROTECTED = "protected"
     RELIMITED = "relimited"
     PRIORITISED = "prioritised"
     DRAINED = "drained"

@@ -498,11 +498,6 @@ class FakeHost:
         return Usage(cpu_usage_us=1000), 40 << 20
 
 
-def _pid_of(pidfd: int) -> int:
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("Pid:"))
-
-
 def _is_alive(pid: int) -> bool:
     """A zombie is not: it has left its cgroup for good, only its parent has not looked yet.
 
