@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,14 @@ MIB = 1 << 20
 GIB = 1 << 30
 # Longer than anything here takes, shorter than a person waits.
 DEADLINE_S = 60.0
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Waits for what the loop, or a process, will bring about."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
 
 # Plays the launcher up to its exec: is told to go, connects, asks, shows the answer, then is the tool until
 # told how to exit. Given a pid it asks for that process instead of itself.

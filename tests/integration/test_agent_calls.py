@@ -9,7 +9,7 @@ from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import ExitStatus, OomCounters, Usage
 from agentcgroup.proto.launch import Request, Status
 from agentcgroup.proto.v1 import agent_pb2 as pb, types_pb2 as t
-from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, refusal
+from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, refusal, until
 
 
 async def begin_nested(daemon: Daemon) -> tuple[str, str, int]:
@@ -244,9 +244,7 @@ async def test_a_reader_that_goes_away_is_forgotten(daemon: Daemon) -> None:
     assert daemon.controller.feed.subscribers == 5
     for stream in streams:
         stream.cancel()
-    async with asyncio.timeout(DEADLINE_S):
-        while daemon.controller.feed.subscribers:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: not daemon.controller.feed.subscribers)
 
 
 async def test_one_session_cannot_open_streams_without_end(daemon: Daemon) -> None:

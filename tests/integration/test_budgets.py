@@ -3,7 +3,6 @@
 Random sequences (tests/sequences) found each of these.
 """
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from agentcgroup.daemon.model import (
     Reason,
     Usage,
 )
-from tests.integration.harness import MIB, Daemon
+from tests.integration.harness import MIB, Daemon, until
 
 GIB = 1024 * MIB
 
@@ -88,8 +87,7 @@ async def test_who_waits_for_more_than_a_smaller_budget_has_is_refused_at_once(d
     heard: list[Answer] = []
     daemon.controller.follow(daemon.controller.call("web", queued.call_id), heard.append)
     daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=512 * MIB), None)
-    while not heard:  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    await until(lambda: heard)
     assert [(each.decision, each.reason) for each in heard] == [(Decision.REFUSED, Reason.SESSION_MEMORY)]
     assert not daemon.controller.calls_waiting
 
@@ -102,8 +100,7 @@ async def test_places_in_the_queue_are_distinct_when_one_of_them_gets_more_than_
     first = daemon.controller.declare("web", Intent(memory_bytes=768 * MIB))
     waiting = [daemon.controller.declare("web", Intent()).call_id for _ in range(5)]
     daemon.controller.give_back("web", first.call_id)
-    while len(daemon.controller.calls("web")) == 6 or daemon.controller.calls_waiting == 5:  # noqa: ASYNC110
-        await asyncio.sleep(0)
+    await until(lambda: len(daemon.controller.calls("web")) < 6 and daemon.controller.calls_waiting < 5)
     calls = [daemon.controller.call("web", call_id) for call_id in waiting]
     assert [call.state for call in calls] == [CallState.DECLARED] * 3 + [CallState.QUEUED] * 2
     assert [call.queue.position for call in calls if call.queue] == [1, 2]

@@ -12,7 +12,7 @@ import pytest
 from agentcgroup.daemon.api import feedback_file
 from agentcgroup.daemon.model import BudgetRequest, ExitStatus, Intent
 from agentcgroup.proto.launch import Request
-from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon
+from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, until
 
 NOBODY = 65534
 
@@ -34,9 +34,7 @@ async def limited(daemon: Daemon, memory: str = "96M") -> str:
         "web", Request({"memory": "64M", "memory-max": memory}, arguments=("make",))
     )
     machine = daemon.host.calls[reply.call_id]
-    async with asyncio.timeout(DEADLINE_S):
-        while not machine.is_watched:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await until(lambda: machine.is_watched)
     daemon.host.use_memory(reply.call_id, 95 * MIB)
     return reply.call_id
 
@@ -105,9 +103,7 @@ async def test_the_files_belong_to_the_sessions_user_and_follow_no_link_of_their
         daemon.socket("web", name).unlink()
         daemon.socket("web", name).symlink_to(victim)
     call_id = await limited(daemon)
-    async with asyncio.timeout(DEADLINE_S):
-        while path.is_symlink():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: not path.is_symlink())
     found = await document(daemon, lambda found: call_id in found["calls"])
     assert found["calls"] and victim.read_text() == "untouched" and victim.stat().st_uid == 0
     assert sorted(each.name for each in path.parent.iterdir()) == [
@@ -127,7 +123,5 @@ async def test_a_file_that_cannot_be_written_harms_nobody(
         daemon.socket("web", name).unlink()
         (daemon.socket("web", name) / "full").mkdir(parents=True)
     await limited(daemon)
-    async with asyncio.timeout(DEADLINE_S):
-        while "cannot be written" not in caplog.text:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: "cannot be written" in caplog.text)
     await daemon.is_well()

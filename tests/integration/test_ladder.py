@@ -1,7 +1,7 @@
 """The ladder of a call as an agent meets it: on its stream, by its requests, with real deadlines and a fake machine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from agentcgroup.daemon.model import (
     Rung,
 )
 from agentcgroup.proto.v1 import agent_pb2 as pb, types_pb2 as t
-from tests.integration.harness import DEADLINE_S, MIB, Daemon
+from tests.integration.harness import DEADLINE_S, MIB, Daemon, until
 
 
 @pytest.fixture
@@ -62,12 +62,6 @@ async def begin(daemon: Daemon, **intent: object) -> str:
     begun = await daemon.agent("web").BeginCall(request)
     await until(lambda: daemon.host.calls[begun.call.id].is_watched)
     return begun.call.id
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def decisions(daemon: Daemon, call_id: str) -> list[Action]:

@@ -15,7 +15,7 @@ from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import ExitStatus, Verdict
 from agentcgroup.proto.launch import MAGIC, MOST_BYTES, Reply, Request, Status, decode_reply, encode_request
 from agentcgroup.proto.v1 import agent_pb2, types_pb2
-from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, descriptors, refusal
+from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, descriptors, refusal, until
 
 BEGIN = encode_request(Request())
 
@@ -299,9 +299,7 @@ async def test_who_hangs_up_is_forgotten_at_any_moment(daemon: Daemon) -> None:
                 if packet is not None:
                     connection.send(packet)
     assert (await say(daemon, b"?")).status is Status.INVALID
-    async with asyncio.timeout(DEADLINE_S):
-        while descriptors() != before:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await until(lambda: descriptors() == before)
 
 
 async def test_who_says_nothing_is_shown_out(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

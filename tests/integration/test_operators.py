@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from agentcgroup.proto.v1 import agent_pb2, operator_pb2 as pb, types_pb2
-from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, refusal
+from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, refusal, until
 
 
 async def begun(daemon: Daemon, session: str, memory_bytes: int | None = None) -> str:
@@ -213,13 +213,12 @@ async def test_a_name_is_taken_once_also_when_two_ask_at_the_same_time(daemon: D
 async def test_an_operator_that_hangs_up_does_not_leave_half_a_session(daemon: Daemon) -> None:
     create = pb.CreateSessionRequest(name="web", budget=types_pb2.Budget(memory_max_bytes=GIB))
     call = daemon.operator.CreateSession(create)
+    # At every turn of the loop, so as not to miss the half of a session.
     async with asyncio.timeout(DEADLINE_S):
         while "web" not in daemon.host.sessions:  # noqa: ASYNC110
             await asyncio.sleep(0)
     call.cancel()
-    async with asyncio.timeout(DEADLINE_S):
-        while not daemon.controller.sessions():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    await until(daemon.controller.sessions)
     assert (await daemon.agent("web").GetLimits(agent_pb2.GetLimitsRequest())).session == "web"
 
 
@@ -227,11 +226,10 @@ async def test_a_kill_goes_on_when_its_operator_hangs_up(daemon: Daemon) -> None
     await daemon.open("web")
     call_id = await begun(daemon, "web")
     killing = daemon.operator.KillCall(pb.KillCallRequest(call_id=call_id))
+    # At every turn of the loop, so as to hang up while the call is being ended.
     async with asyncio.timeout(DEADLINE_S):
         while not daemon.host.done["kill_call"]:  # noqa: ASYNC110
             await asyncio.sleep(0)
     killing.cancel()
-    async with asyncio.timeout(DEADLINE_S):
-        while daemon.controller.calls(None):  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    await until(lambda: not daemon.controller.calls(None))
     assert [entry.report.call_id for entry in daemon.history.entries] == [call_id]

@@ -28,7 +28,7 @@ from agentcgroup.daemon.model import (
 from agentcgroup.proto.words import Action
 from tests.fake_memory import FakeUse
 from tests.fakes import FakeHost
-from tests.integration.harness import DEADLINE_S, Daemon
+from tests.integration.harness import Daemon, until
 
 MIB = 1 << 20
 CAPACITY = 1100 * MIB
@@ -137,9 +137,7 @@ async def test_whoever_waits_is_looked_after_while_memory_is_looked_at(
     )
     world.daemon.clock.time_ns += 20_000_000_000
     waiting = world.controller.call("b", answer.call_id)
-    async with asyncio.timeout(DEADLINE_S):
-        while waiting.state is CallState.QUEUED:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await until(lambda: waiting.state is not CallState.QUEUED)
     assert waiting.state is CallState.DECLARED
 
 

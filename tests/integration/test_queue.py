@@ -27,7 +27,7 @@ from agentcgroup.daemon.model import (
 )
 from agentcgroup.proto.launch import Reply, Request, Status, decode_reply, encode_request
 from agentcgroup.proto.v1 import agent_pb2, types_pb2
-from tests.integration.harness import DEADLINE_S, MIB, Daemon, descriptors, refusal
+from tests.integration.harness import DEADLINE_S, MIB, Daemon, descriptors, refusal, until
 
 BIG = Intent(memory_bytes=400 * MIB)
 
@@ -50,16 +50,12 @@ async def crowded(daemon: Daemon, name: str = "web") -> str:
 
 async def until_waiting(daemon: Daemon, calls: int) -> None:
     """Waits until so many calls are in the queue."""
-    async with asyncio.timeout(DEADLINE_S):
-        while daemon.controller.calls_waiting != calls:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await until(lambda: daemon.controller.calls_waiting == calls)
 
 
 async def until_followed(daemon: Daemon) -> None:
     """Waits until somebody listens for the answer to a call in the queue: a request has arrived."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not any(wait.listeners for wait in daemon.controller._waits.values()):  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await until(lambda: any(wait.listeners for wait in daemon.controller._waits.values()))
 
 
 def outcomes(daemon: Daemon) -> dict[QueueOutcome, int]:

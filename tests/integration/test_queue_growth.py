@@ -1,15 +1,14 @@
 """Calls that run grow past those that wait, but not for ever: what is kept for one that has waited long is not theirs."""
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from agentcgroup.daemon.model import Action, Decision, Intent, OnExceed, Reason, Rung
 from agentcgroup.daemon.policy.queue import BYPASSES_MAX
-from tests.integration.harness import DEADLINE_S, MIB, Daemon
+from tests.integration.harness import MIB, Daemon, until
 
 
 @pytest.fixture
@@ -20,12 +19,6 @@ async def daemon(run_dir: Path) -> AsyncIterator[Daemon]:
     await daemon.open("web", memory=1256 * MIB)
     yield daemon
     await daemon.stop()
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 def begun(daemon: Daemon, memory_mib: int, on_exceed: OnExceed | None = None) -> str:

@@ -1,6 +1,5 @@
 """Memory of running calls over time, where the configuration asks for it."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from agentcgroup.daemon.controller import sampling
 from agentcgroup.daemon.model import CallMemory
 from agentcgroup.proto.v1 import agent_pb2, operator_pb2 as pb, types_pb2
 from tests.fakes import FakeHost
-from tests.integration.harness import DEADLINE_S, MIB, Daemon
+from tests.integration.harness import MIB, Daemon, until
 
 
 @settings(deadline=None)
@@ -40,9 +39,7 @@ async def test_a_running_call_is_looked_at_when_asked_for(
         process = types_pb2.ProcessRef(pid=daemon.process("web"))
         begun = await agent.BeginCall(agent_pb2.BeginCallRequest(intent=types_pb2.Intent(), process=process))
         call = daemon.controller.call(None, begun.call.id)
-        async with asyncio.timeout(DEADLINE_S):
-            while samples and len(call.memory_samples) < 6:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+        await until(lambda: not samples or len(call.memory_samples) >= 6)
         await agent.FinishCall(agent_pb2.FinishCallRequest(call_id=call.id))
         (entry,) = (await daemon.operator.ListHistory(pb.ListHistoryRequest())).entries
         assert {each.memory_bytes for each in entry.memory_samples} == ({5 * MIB} if samples else set())
