@@ -22,7 +22,7 @@ from agentcgroup.daemon.model import (
     Report,
     Verdict,
 )
-from agentcgroup.proto.words import Action
+from agentcgroup.proto.words import Action, Limit
 
 # Upper bounds in seconds, from an edit that takes a moment to a test suite that takes hours.
 DURATION_BOUNDS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3600.0, 1e4)
@@ -108,6 +108,7 @@ class Counters:
     # What was done to calls so that others have memory, and how often a session's calls came to their mark.
     protections: Counter[Action] = field(default_factory=Counter)
     marks_crossed: int = 0
+    warnings: Counter[Limit] = field(default_factory=Counter)
     idle_reclaimed_bytes: int = 0
     internal_errors: int = 0
     call_duration_s: dict[DeclaredClass, Histogram] = field(default_factory=_durations)
@@ -134,6 +135,10 @@ class Counters:
     def protected(self, action: Action) -> None:
         """A call was slowed, frozen, released or killed so that others have memory."""
         self.protections[action] += 1
+
+    def warned(self, limit: Limit) -> None:
+        """Somebody was told that a limit is near, or has begun to refuse."""
+        self.warnings[limit] += 1
 
     def call_ended(self, report: Report, priority: Priority, cpu_class: DeclaredClass) -> None:
         """A call ended with `report`; `priority` is its session's, `cpu_class` what its intent declared.
@@ -182,6 +187,7 @@ class Counters:
             kernel_events_lost=self.kernel_events_lost,
             protections=self.protections.copy(),
             marks_crossed=self.marks_crossed,
+            warnings=self.warnings.copy(),
             idle_reclaimed_bytes=self.idle_reclaimed_bytes,
             internal_errors=self.internal_errors,
             call_duration_s={key: histogram.copy() for key, histogram in self.call_duration_s.items()},

@@ -27,6 +27,7 @@ from agentcgroup.daemon.model import (
     OomCounters,
     Priority,
     ProcessRef,
+    Refusals,
     SchedulerStatus,
     Session,
     SessionMemory,
@@ -105,6 +106,9 @@ class HostListener(Protocol):
 
     def memory_stalled(self, session: str) -> None:
         """Tasks of a watched session waited for memory a tenth of the time; see Memory.watch_stall."""
+
+    def processes_refused(self, session: str) -> None:
+        """The kernel refused a process of a session that is listened to another one, at some pids.max; see Host.refusals."""
 
     def events_lost(self) -> None:
         """The kernel's event queue overflowed; what is watched was read afresh."""
@@ -262,6 +266,12 @@ class Host(Protocol):
         """Whether `memory_throttled` is told of this call; what happened while it was not is not told."""
 
     def oom_counters(self, call_id: str) -> OomCounters: ...
+    def refusals(self, session: str) -> Refusals:
+        """As of now; one file is read when nothing was refused since the last time."""
+
+    def listen_to_refusals(self, session: str, listens: bool) -> None:
+        """Whether `processes_refused` is told of this session; what happened while it was not is not told."""
+
     def kill_call(self, call_id: str) -> int:
         """SIGKILL to every process in the call; how many there were."""
 

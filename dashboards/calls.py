@@ -59,6 +59,18 @@ CALLS_ROW: Final = Row(
             ),
         ),
         Panel(
+            "Warnings of limits",
+            "Calls and agents that were told that a limit is near, or refuses them something; docs/ladder.md.",
+            Kind.TIMESERIES,
+            "cps",
+            (
+                Query(
+                    f"sum by (limit) (rate(agentcgroup_limit_warnings_total{{{HOST}}}[$__rate_interval])) > 0",
+                    "{{limit}}",
+                ),
+            ),
+        ),
+        Panel(
             "Given back by waiting agents",
             "Cold memory of agent runtimes without calls, given back per second.",
             Kind.TIMESERIES,

@@ -172,6 +172,17 @@ class Rung(StrEnum):
     FROZEN = "frozen"  # stands still until there is room
 
 
+class Limit(StrEnum):
+    """A limit of which somebody is warned: whose, and of what; the values are metric labels."""
+
+    CALL_MEMORY = "call_memory"
+    CALL_PROCESSES = "call_processes"
+    CALL_DEADLINE = "call_deadline"
+    SESSION_MEMORY = "session_memory"
+    SESSION_PROCESSES = "session_processes"
+    HOST_MEMORY = "host_memory"
+
+
 class FeedbackKind(StrEnum):
     """What a message on the stream is about."""
 

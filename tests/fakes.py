@@ -5,6 +5,7 @@ test says.
 """
 
 import asyncio
+import dataclasses
 import mmap
 import os
 import signal
@@ -30,6 +31,7 @@ from agentcgroup.daemon.model import (
     OomCounters,
     Priority,
     ProcessRef,
+    Refusals,
     SchedulerStatus,
     Session,
     Story,
@@ -244,6 +246,8 @@ class FakeHost:
         self.listener: HostListener | None = None
         self.sessions: dict[str, Budget] = {}
         self.calls: dict[str, FakeCall] = {}
+        self.refused: dict[str, Refusals] = {}
+        self.refusals_heard: set[str] = set()
         self.call_growth: dict[str, Growth] = {}
         self.homes: dict[int, str] = {}
         self.guard = FakeGuard()
@@ -395,6 +399,27 @@ class FakeHost:
         is_crossed = mark is not None and (calls.current_bytes or 0) > mark
         if is_crossed and session not in self.memory.deaf and self.listener is not None:
             self.listener.memory_mark_crossed(session)
+
+    def refusals(self, session: str) -> Refusals:
+        self.done["refusals"] += 1
+        return self.refused.get(session, Refusals())
+
+    def listen_to_refusals(self, session: str, listens: bool) -> None:
+        (self.refusals_heard.add if listens else self.refusals_heard.discard)(session)
+
+    def refuse(self, call_id: str, times: int = 1, *, at_session: bool = False) -> None:
+        """The kernel refuses the call new processes, at its limit or at the session's; who listens is told."""
+        group = self.calls[call_id]
+        session = group.call.session
+        before = self.refused.get(session, Refusals())
+        if at_session:
+            self.refused[session] = Refusals(before.session + times, before.calls)
+        else:
+            count = before.calls.get(call_id, 0) + times
+            self.refused[session] = Refusals(before.session, {**before.calls, call_id: count})
+            group.usage = dataclasses.replace(group.usage, pids_max_events=count)
+        if session in self.refusals_heard and self.listener is not None:
+            self.listener.processes_refused(session)
 
     def oom_counters(self, call_id: str) -> OomCounters:
         call = self.calls.get(call_id)

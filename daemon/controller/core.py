@@ -54,6 +54,20 @@ class Climb:
 
 
 @dataclass(slots=True)
+class Refused:
+    """New processes that the kernel refused a call, as far as the daemon has heard; see controller/process_limits.py.
+
+    `around`: at a limit that it shares, and whose that is, as in "of the whole session".
+    """
+
+    own: int = 0
+    told_at_ms: int | None = None
+    around: int = 0
+    around_pids_max: int | None = None
+    around_whose: str = ""
+
+
+@dataclass(slots=True)
 class Life:
     """What a running call is waited for with, and its ladder; it goes when the call has ended."""
 
@@ -62,6 +76,7 @@ class Life:
     # Pids of the processes that it lives as long as: the main process, or all of a shell's job.
     followed: set[int] = field(default_factory=set)
     climb: Climb = field(default_factory=Climb)
+    refused: Refused = field(default_factory=Refused)
 
 
 @dataclass(slots=True)

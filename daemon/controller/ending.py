@@ -31,6 +31,7 @@ from agentcgroup.daemon.policy.grounds import NO_GROUNDS, Grounds
 from agentcgroup.daemon.policy.suggest import project_of
 from agentcgroup.daemon.policy.verdict import judge
 from agentcgroup.proto.quantity import format_size
+from agentcgroup.proto.words import Limit
 
 log = logging.getLogger("agentcgroup.controller")
 
@@ -137,6 +138,7 @@ class Endings(Learning):
         self._decided(
             Action.WARNED, call.session, message, call=call, deadline_at_ns=at_ns, deadline_ms=deadline_ms
         )
+        self.counters.warned(Limit.CALL_DEADLINE)
         self._hold_stderr(call)
         self._say(
             FeedbackKind.WARNING,
@@ -171,6 +173,8 @@ class Endings(Learning):
         except Exception:
             self.counters.internal_error()
             log.exception("%s/%s: its end is reported without figures", call.session, call.id)
+        if call.exit_status.exit_code != 0:
+            self._hear_refusals(call)
         self._report(call, usage, oom)
         del self._lives[call.id]
         life.ended.set()
@@ -200,6 +204,9 @@ class Endings(Learning):
         except TimeoutError:
             pass
         return usage, oom
+
+    def _hear_refusals(self, call: ToolCall) -> None:
+        """The call has failed: whether it was refused processes is to be known before its report."""
 
     async def _until_ended(self, call: ToolCall) -> None:
         """Waits for the report of a call that has begun; one that has ended, or never began, is not waited for."""
@@ -239,19 +246,24 @@ class Endings(Learning):
             because=grounds.of_end(report, oom, call.kill_reason),
         )
         self.counters.call_ended(report, session.priority, call.intent.cpu_class)
+        was_refused = self._was_refused(call, usage)
         self._say(
             FeedbackKind.ENDED,
             call.session,
             report.message,
             call=call,
             lineage=lineage,
-            level=Level.AMPLE if verdict in _CALM else Level.TIGHT,
+            level=Level.AMPLE if verdict in _CALM and not was_refused else Level.TIGHT,
             advice=report.advice,
             report=report,
             limits=call.limits,
             ladder=self._last_rung(call, verdict),
         )
         self._say_last(call, report)
+
+    def _was_refused(self, call: ToolCall, usage: Usage) -> bool:
+        """Whether the kernel refused it processes, or somebody at a limit that it shares."""
+        return bool(usage.pids_max_events or self._lives[call.id].refused.around)
 
     def _hold_stderr(self, call: ToolCall) -> None:
         if self.config.call.last_word:
@@ -261,7 +273,7 @@ class Endings(Learning):
         """A line on the tool's standard error for harnesses that look nowhere else, when the call was limited."""
         life = self._lives[call.id]
         line = ""
-        if report.verdict not in _CALM:
+        if report.verdict not in _CALM or self._was_refused(call, report.usage):
             line = f"agentcg: call {call.id}: {report.message} {report.advice}"
         elif life.climb.was_held_back:
             most = format_size(call.limits.memory_bytes)
@@ -282,6 +294,7 @@ class Endings(Learning):
         self, call: ToolCall, verdict: Verdict, usage: Usage, victim: OomVictim | None = None
     ) -> Report:
         session = self._ledger.session(call.session)
+        life = self._lives.get(call.id)
         ended_at_ns = self._clock.now_ns()
         began_ns = call.started_at_ns if call.started_at_ns is not None else call.declared_at_ns
         duration_ms = max(0, ended_at_ns - began_ns) // 1_000_000
@@ -303,6 +316,10 @@ class Endings(Learning):
                     self._session_view(session), self._host_view()
                 ),
                 session_memory_bytes=session.budget.calls_memory_bytes,
+                session_pids_max=session.budget.pids_max,
+                refused_around=life.refused.around if life is not None else 0,
+                around_pids_max=life.refused.around_pids_max if life is not None else None,
+                around_whose=life.refused.around_whose if life is not None else "",
             )
         )
         return Report(

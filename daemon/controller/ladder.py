@@ -36,6 +36,7 @@ from agentcgroup.daemon.policy.ladder import (
     Stand,
     Step,
 )
+from agentcgroup.proto.words import Limit
 
 log = logging.getLogger("agentcgroup.controller")
 
@@ -252,6 +253,8 @@ class Ladders(Endings):
             self._hold_stderr(call)
         if words is None or not act.is_news:
             return
+        if act.action is Action.WARNED:
+            self.counters.warned(Limit.CALL_MEMORY)
         self._say(
             words.kind,
             call.session,

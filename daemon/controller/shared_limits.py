@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agentcgroup.daemon.controller.core import Climb, World
-from agentcgroup.daemon.controller.ladder import Ladders, monotonic_ms
+from agentcgroup.daemon.controller.ladder import monotonic_ms
+from agentcgroup.daemon.controller.process_limits import ProcessLimits
 from agentcgroup.daemon.controller.timers import Timer, pause_after_ms
 from agentcgroup.daemon.model import (
     Action,
@@ -29,6 +30,7 @@ from agentcgroup.daemon.model import (
 from agentcgroup.daemon.policy import ladder, ladder_words, shared_limits
 from agentcgroup.daemon.policy.ladder import CACHE_MS, LOOK_MS, PROMPT_MS, Rules, Seen
 from agentcgroup.daemon.policy.shared_limits import Addressee, Holder, Told
+from agentcgroup.proto.words import Limit
 
 # Where the kernel does not tell how fast calls grow, it follows from two looks so far apart.
 _SECOND_LOOK_MS: Final = 40
@@ -45,7 +47,7 @@ class _Stance:
     readings: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-class SharedLimits(Ladders):
+class SharedLimits(ProcessLimits):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self._stances: dict[str, _Stance] = {}
@@ -61,7 +63,7 @@ class SharedLimits(Ladders):
             self._look_at_session(session)
 
     def _memory_shifted(self, session: str) -> None:
-        """Calls, budgets or sessions came, went or changed."""
+        super()._memory_shifted(session)
         found, stance = self._ledger.sessions.get(session), self._stances.get(session)
         if found is None:
             self._disarm(Timer.SESSION_LIMIT, session)
@@ -116,7 +118,7 @@ class SharedLimits(Ladders):
             slack_bytes = (rules.max_bytes - rules.soft_bytes) // 4
             found = shared_limits.addressees(holders, left_bytes, slack_bytes)
             for one in stance.told.news(found, at_ms):
-                self._warn_of_shared(one, at)
+                self._warn_of_shared(one, at, Limit.SESSION_MEMORY)
         elif was_warned:
             stance.told.over(at_ms)
             stance.readings.clear()
@@ -208,9 +210,9 @@ class SharedLimits(Ladders):
         found = shared_limits.addressees(holders, max(0, room_bytes), likely_id=likely_id)
         concerned = [each for each in found if each.holder.call_id not in taken]
         for one in self._host_told.news(concerned, monotonic_ms()):
-            self._warn_of_shared(one, at)
+            self._warn_of_shared(one, at, Limit.HOST_MEMORY)
 
-    def _warn_of_shared(self, one: Addressee, at: ladder_words.Shared) -> None:
+    def _warn_of_shared(self, one: Addressee, at: ladder_words.Shared, limit: Limit) -> None:
         """Writes down and tells that a limit which `one` shares with others is near."""
         call, holder = self._ledger.call(None, one.holder.call_id), one.holder
         words = ladder_words.word_shared(
@@ -227,6 +229,7 @@ class SharedLimits(Ladders):
             shared_limit_bytes=at.limit_bytes,
             time_to_limit_ms=at.time_to_limit_ms,
         )
+        self.counters.warned(limit)
         self._hold_stderr(call)
         self._say(
             FeedbackKind.WARNING,

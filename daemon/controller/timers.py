@@ -32,6 +32,7 @@ class Timer(enum.StrEnum):
     WAIT = "wait"
     # Of a session.
     SESSION_LIMIT = "session limit"
+    REFUSALS = "refusals"
     IDLE = "idle"
     MISSED = "missed"
     # The only one of its kind; its key is "".

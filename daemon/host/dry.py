@@ -18,6 +18,7 @@ from agentcgroup.daemon.model import (
     HostMemory,
     OomCounters,
     ProcessRef,
+    Refusals,
     SchedulerStatus,
     Session,
     SessionMemory,
@@ -175,6 +176,12 @@ class DryRunHost:
         return CallMemory()
 
     def watch_memory(self, call_id: str, watched: bool) -> None:
+        pass
+
+    def refusals(self, session: str) -> Refusals:
+        return Refusals()
+
+    def listen_to_refusals(self, session: str, listens: bool) -> None:
         pass
 
     def oom_counters(self, call_id: str) -> OomCounters:

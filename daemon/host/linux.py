@@ -33,6 +33,7 @@ from agentcgroup.daemon.host.homes import Homes
 from agentcgroup.daemon.host.kept import CgroupRecords
 from agentcgroup.daemon.host.marks import MemoryMarks
 from agentcgroup.daemon.host.prepare import memory_capacity
+from agentcgroup.daemon.host.refusals import RefusalWatch, refused_at
 from agentcgroup.daemon.host.scheduler import SchedulerKeeper
 from agentcgroup.daemon.host.stderr import LastWords
 from agentcgroup.daemon.model import (
@@ -44,6 +45,7 @@ from agentcgroup.daemon.model import (
     Growth,
     OomCounters,
     ProcessRef,
+    Refusals,
     SchedulerStatus,
     Session,
     Tier,
@@ -101,6 +103,7 @@ class LinuxHost:
         self._last_words = LastWords()
         self._listener: HostListener | None = None
         self.memory = MemoryMarks(root, self._sessions, self._calls, self._changes)
+        self._refusals = RefusalWatch(self._calls, self._homes.session_of, self._changes)
         self.records = CgroupRecords(root, self._sessions, self._calls)
         self._self = psutil.Process()
         self._kernel_events = events
@@ -158,6 +161,8 @@ class LinuxHost:
         path = self._relative(group.cgroup)
         self._homes.add_session(session.name, group.agent.id, path if group.is_adopted else None)
         self._keeper.declare_agent(group.agent.id)
+        if "pids" in self._controllers:
+            self._refusals.open(session.name, group)
         self._protect_agents()
         if self._kernel_events is not None:
             self._kernel_events.open_books(group.cgroup)
@@ -225,6 +230,7 @@ class LinuxHost:
         if group is None:
             return
         self.memory.forget(session)
+        self._refusals.forget(session)
         self._homes.forget_session(session, group.agent.id)
         self._keeper.forget(group.agent.id)
         if not await _until(group.try_remove, _REMOVE_DEADLINE_S):
@@ -325,7 +331,27 @@ class LinuxHost:
 
     def call_usage(self, call_id: str) -> Usage:
         group = self._calls.get(call_id)
-        return self._usage(group.cgroup) if group else Usage()
+        if group is None:
+            return Usage()
+        usage = self._usage(group.cgroup)
+        if usage.pids_max_events and (own := refused_at(group.cgroup)) is not None:
+            # The rest was refused to a nested call, at that one's limit.
+            usage = replace(usage, pids_max_events=own)
+        return usage
+
+    def refusals(self, session: str) -> Refusals:
+        return self._refusals.read(session)
+
+    def listen_to_refusals(self, session: str, listens: bool) -> None:
+        if not listens:
+            self._refusals.ignore(session)
+            return
+
+        def refused() -> None:
+            if self._listener is not None:
+                self._listener.processes_refused(session)
+
+        self._refusals.listen(session, refused)
 
     def oom_counters(self, call_id: str) -> OomCounters:
         group = self._calls.get(call_id)

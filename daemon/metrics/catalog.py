@@ -27,7 +27,7 @@ from agentcgroup.daemon.model import (
     Tier,
     Verdict,
 )
-from agentcgroup.proto.words import Action
+from agentcgroup.proto.words import Action, Limit
 
 # Stands for "the caller declared none" and "no reason: granted as asked".
 UNDECLARED: Final = "undeclared"
@@ -52,6 +52,7 @@ CPU_CLASS: Final = Label("cpu_class", (*CpuClass, UNDECLARED))
 DECISION: Final = Label("decision", tuple(Decision))
 REASON: Final = Label("reason", (NO_REASON, *Reason))
 PROTECTION: Final = Label("action", (Action.SLOWED, Action.FROZEN, Action.RELEASED, Action.KILLED))
+LIMIT: Final = Label("limit", tuple(Limit))
 KILL_REASON: Final = Label("reason", tuple(KillReason))
 DOOR: Final = Label("door", tuple(Door))
 QUEUE_OUTCOME: Final = Label("outcome", tuple(QueueOutcome))
@@ -283,6 +284,13 @@ PROTECTIONS: Final = counter(
     "",
     "What was done to calls so that others have memory: slowed, frozen, killed, and released again.",
     (PROTECTION,),
+)
+LIMIT_WARNINGS: Final = counter(
+    Group.CALLS,
+    "limit_warnings",
+    "",
+    "Warnings to calls and agents that a limit is near, or refuses them something.",
+    (LIMIT,),
 )
 MARKS_CROSSED: Final = counter(
     Group.CALLS,

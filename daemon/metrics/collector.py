@@ -25,7 +25,7 @@ from agentcgroup.daemon.model import (
     Tier,
     Verdict,
 )
-from agentcgroup.proto.words import Action
+from agentcgroup.proto.words import Action, Limit
 
 # Rendering is Python, so it holds the interpreter. Sleeping between two families lets a launch in there,
 # instead of after the 5 ms for which a thread that wants the interpreter must otherwise ask; a sleep of
@@ -199,6 +199,7 @@ def _calls(counters: Counters) -> Iterator[Metric]:
     yield _family(catalog.KILLS, [((reason,), counters.kills[reason]) for reason in KillReason])
     actions = (Action(value) for value in catalog.PROTECTION.values)
     yield _family(catalog.PROTECTIONS, [((action,), counters.protections[action]) for action in actions])
+    yield _family(catalog.LIMIT_WARNINGS, [((limit,), counters.warnings[limit]) for limit in Limit])
     yield _one(catalog.MARKS_CROSSED, counters.marks_crossed)
     yield _one(catalog.IDLE_RECLAIMED, counters.idle_reclaimed_bytes)
     yield _one(catalog.LEFTOVER_PROCESSES, counters.leftover_processes)

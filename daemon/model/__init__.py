@@ -45,6 +45,7 @@ from agentcgroup.daemon.model.measures import (
     MemoryGuard as MemoryGuard,
     OomCounters as OomCounters,
     OomVictim as OomVictim,
+    Refusals as Refusals,
     SessionMemory as SessionMemory,
 )
 from agentcgroup.daemon.model.reports import (

@@ -1,6 +1,7 @@
 """What the machine tells: use, growth, out-of-memory victims, how a process ended."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -108,6 +109,15 @@ class OomCounters:
     # Of the victims those that were in no call nested in this one.
     own_oom_kill: int | None = None
     outer_oom_local: int | None = None  # of all calls that this one is nested in
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """How often the kernel refused a process of a session another one: at the session's own pids.max since it was opened,
+    and by call at the call's. What never was refused is not in it."""
+
+    session: int = 0
+    calls: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

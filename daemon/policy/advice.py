@@ -4,10 +4,12 @@ An agent reads this in the middle of its work, so: first the fact and its cause,
 figure in it. Calm ends get no advice.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import assert_never
 
 from agentcgroup.daemon.model import CallLimits, DoorHold, ExitStatus, OomVictim, Placement, Usage, Verdict
+from agentcgroup.daemon.policy import process_words
 from agentcgroup.daemon.policy.thrift import need_less
 from agentcgroup.proto.quantity import format_duration, format_size
 
@@ -26,6 +28,11 @@ class EndedCall:
     memory_grantable_bytes: int
     session_memory_bytes: int
     victim: OomVictim | None = None
+    # New processes that the kernel refused while it ran, at a limit that it shares: how often, and whose limit that is.
+    session_pids_max: int | None = None
+    refused_around: int = 0
+    around_pids_max: int | None = None
+    around_whose: str = ""
     # Of a call that came through the transparent door.
     placement: Placement | None = None
     command: tuple[str, ...] = ()
@@ -113,9 +120,8 @@ def _message(call: EndedCall) -> str:
             return f"Ended well after {took}{_peak(call)}."
         case Verdict.EXIT_CODE:
             code = call.status.exit_code
-            return (
-                f"Ended by itself with exit status {code} after {took}{_peak(call)}; no limit was involved."
-            )
+            alone = "" if call.refused_around else "; no limit was involved"
+            return f"Ended by itself with exit status {code} after {took}{_peak(call)}{alone}."
         case Verdict.MEMORY_LIMIT_CALL:
             return (
                 f"Killed by the kernel: the call reached its own memory limit of {limit}{_peak(call)} "
@@ -137,12 +143,7 @@ def _message(call: EndedCall) -> str:
                 f"{_victim(call)}"
             )
         case Verdict.PIDS_LIMIT:
-            refused = call.usage.pids_max_events
-            times = "once" if refused == 1 else f"{refused} times"
-            return (
-                f"Ended with exit status {call.status.exit_code} after the kernel refused {times} "
-                f"to start another process: the call may have {limits.pids_max} processes and threads."
-            )
+            return f"Ended with exit status {call.status.exit_code} after {took}."
         case Verdict.DEADLINE:
             return f"Stopped at its deadline of {format_duration(limits.deadline_ms or call.duration_ms)}{_peak(call)}."
         case Verdict.THROTTLE_LIMIT:
@@ -179,9 +180,6 @@ def _advice(call: EndedCall) -> str:
             return "Run fewer calls at once, or declare what each needs (--memory): then they are admitted when they fit."
         case Verdict.MEMORY_LIMIT_HOST | Verdict.PROTECTION:
             return "Run it again later, and declare what it needs (--memory) so that room is kept for it."
-        case Verdict.PIDS_LIMIT:
-            more_pids = 2 * (call.limits.pids_max or 512)
-            return f"Use fewer parallel jobs or threads, or declare more, for example --pids {more_pids}."
         case Verdict.DEADLINE:
             return "Do a smaller part of the work per call, or declare a longer --timeout."
         case Verdict.THROTTLE_LIMIT:
@@ -196,6 +194,7 @@ def _advice(call: EndedCall) -> str:
             | Verdict.SESSION_END
             | Verdict.PARENT_END
             | Verdict.NOT_BEGUN
+            | Verdict.PIDS_LIMIT
             | Verdict.UNKNOWN
         ):
             return ""
@@ -203,9 +202,20 @@ def _advice(call: EndedCall) -> str:
             assert_never(call.verdict)
 
 
+def _refusals(call: EndedCall) -> Iterator[tuple[str, str]]:
+    """What is to be said, whatever the verdict, of processes that the kernel refused."""
+    refused = call.usage.pids_max_events
+    if refused:
+        yield process_words.word_end(refused, call.limits.pids_max, call.session_pids_max)
+    if call.refused_around:
+        yield process_words.word_end_around(call.refused_around, call.around_pids_max, call.around_whose)
+
+
 def word(call: EndedCall) -> tuple[str, str]:
     """Message and advice for the end of a call; the advice is empty when there is nothing to do."""
     message, advice = _message(call) + _placement(call), _advice(call)
+    for sentence, next_step in _refusals(call):
+        message, advice = f"{message} {sentence}", advice or next_step
     if call.leftover_processes:
         plural = "es" if call.leftover_processes != 1 else ""
         message += f" {call.leftover_processes} process{plural} it left behind {'were' if plural else 'was'} killed."

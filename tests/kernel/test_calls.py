@@ -169,14 +169,61 @@ def test_when_the_calls_together_fill_the_session_a_call_goes_and_never_the_agen
     other.wait(60)
 
 
-def test_a_fork_without_end_is_bounded_and_reported(daemon: RunningDaemon, session: str, ear: Ear) -> None:
-    code = "import os,time\nwhile True:\n if os.fork()==0: time.sleep(1000)"
-    process = python(daemon, session, code, options=("--pids", "20"))
-    assert process.wait(60) == 1
-    (report,) = ended(ear)
+# Forks until the kernel refuses, and ends with argv[1] when told.
+FORK = """
+import os, sys, time
+try:
+    while True:
+        if os.fork() == 0:
+            time.sleep(1000)
+except BlockingIOError:
+    sys.stdin.readline()
+    sys.exit(int(sys.argv[1]))
+"""
+
+
+def fork(daemon: RunningDaemon, session: str, exit_code: int, *options: str) -> "subprocess.Popen[str]":
+    launcher = daemon.launch_command(
+        session, sys.executable, "-S", "-c", FORK, str(exit_code), options=options
+    )
+    return subprocess.Popen(launcher, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_fork_without_end_is_bounded_and_told_while_it_runs_and_reported(
+    daemon: RunningDaemon, session: str, ear: Ear
+) -> None:
+    process = fork(daemon, session, 1, "--pids", "20")
+    warning = ear.wait(lambda each: each.kind is FeedbackKind.WARNING, what="the warning")
+    assert "a new process once: it may have 20 processes" in warning.message
+    assert f"agentcg call set {warning.call_id} --pids 40" in warning.advice
+    _, stderr = process.communicate("\n", timeout=60)
+    assert process.returncode == 1
+    report = ear.report(warning.call_id)
     assert report.verdict is Verdict.PIDS_LIMIT
-    assert report.usage.pids_max_events and report.leftover_processes == 19
+    assert report.usage.pids_max_events == 1 and report.leftover_processes == 19
     assert "--pids 40" in report.advice
+    assert f"agentcg: call {warning.call_id}: " in stderr and "--pids 40" in stderr
+
+
+def test_at_the_processes_limit_of_the_session_its_agent_is_told(
+    daemon: RunningDaemon,
+    operator: OperatorClient,
+    session: str,
+    agent: "subprocess.Popen[bytes]",
+    ear: Ear,
+) -> None:
+    operator.update_session(session, pids=20)
+    process = fork(daemon, session, 3)
+    warning = ear.wait(lambda each: each.kind is FeedbackKind.WARNING, what="the warning")
+    assert not warning.call_id and "may have 20 processes and threads together" in warning.message
+    assert agent.poll() is None
+    _, stderr = process.communicate("\n", timeout=60)
+    assert process.returncode == 3
+    end = ear.wait(lambda each: each.kind is FeedbackKind.ENDED, what="the end")
+    assert end.report is not None and end.report.verdict is Verdict.EXIT_CODE
+    assert not end.report.usage.pids_max_events, "it was not the call's own limit"
+    assert "limit of 20 processes and threads of the whole session" in end.message
+    assert end.message in stderr
 
 
 def test_a_cpu_cap_holds(daemon: RunningDaemon, session: str, ear: Ear) -> None:

@@ -13,7 +13,9 @@ def ended(verdict: Verdict, status: ExitStatus = UNKNOWN, **changes: object) -> 
     facts: dict[str, object] = {
         "verdict": verdict,
         "status": status,
-        "usage": Usage(memory_peak_bytes=300 * MIB, pids_max_events=7),
+        "usage": Usage(
+            memory_peak_bytes=300 * MIB, pids_max_events=7 if verdict is Verdict.PIDS_LIMIT else 0
+        ),
         "limits": CallLimits(
             memory_bytes=200 * MIB, memory_max_bytes=300 * MIB, pids_max=50, deadline_ms=2000
         ),
@@ -101,3 +103,36 @@ def test_a_report_says_how_late_a_call_was_placed_and_what_it_did_until_then(
 def test_a_call_that_its_caller_ended_is_not_called_a_riddle() -> None:
     assert word(ended(Verdict.UNKNOWN, finished=True))[0].startswith("Ended by its caller after 2.1 s")
     assert "how is not known" in word(ended(Verdict.UNKNOWN))[0]
+
+
+def test_refused_processes_are_told_whatever_the_verdict_with_what_to_declare() -> None:
+    refused = Usage(pids_max_events=1)
+    for verdict, status in ((Verdict.OK, ExitStatus(exit_code=0)), (Verdict.SIGNAL, ExitStatus(signal=6))):
+        message, advice = word(ended(verdict, status, usage=refused, session_pids_max=80))
+        assert "refused it a new process once: it might have 50 processes and threads" in message
+        assert "make -jN" in advice or verdict is Verdict.SIGNAL
+    assert (
+        "--pids 80"
+        in word(ended(Verdict.OK, ExitStatus(exit_code=0), usage=refused, session_pids_max=80))[1]
+    )
+    none = word(ended(Verdict.PIDS_LIMIT, ExitStatus(exit_code=1), session_pids_max=50))[1]
+    assert "no more can be granted" in none and "--pids" not in none
+
+
+def test_a_call_that_failed_while_a_limit_that_it_shares_refused_is_not_told_that_no_limit_was_involved() -> (
+    None
+):
+    failed = ExitStatus(exit_code=2)
+    message, advice = word(
+        ended(
+            Verdict.EXIT_CODE,
+            failed,
+            refused_around=3,
+            around_pids_max=200,
+            around_whose="of the whole session",
+        )
+    )
+    assert "no limit was involved" not in message
+    assert "a new process 3 times at the limit of 200 processes and threads of the whole session" in message
+    assert "fewer calls at once" in advice
+    assert "no limit was involved" in word(ended(Verdict.EXIT_CODE, failed))[0]
