@@ -50,6 +50,8 @@ class Climb:
     high_bytes: int | None = None  # memory.high as it stands
     listens_at_ms: int = 0
     listens: bool = False
+    # An earlier daemon may have said something.
+    is_taken_over: bool = False
     was_held_back: bool = False
 
 

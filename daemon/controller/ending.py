@@ -317,6 +317,7 @@ class Endings(Learning):
                 ),
                 session_memory_bytes=session.budget.calls_memory_bytes,
                 session_pids_max=session.budget.pids_max,
+                unwarned_bytes=self._unwarned_bytes(call),
                 refused_around=life.refused.around if life is not None else 0,
                 around_pids_max=life.refused.around_pids_max if life is not None else None,
                 around_whose=life.refused.around_whose if life is not None else "",
@@ -335,6 +336,14 @@ class Endings(Learning):
             message=message,
             advice=words,
         )
+
+    def _unwarned_bytes(self, call: ToolCall) -> int | None:
+        """See advice.EndedCall: of a call that the daemon listened to, and had said nothing about its memory."""
+        life, max_bytes = self._lives.get(call.id), call.limits.memory_max_bytes
+        if life is None or max_bytes is None or life.climb.high_bytes is None:
+            return None
+        is_silent = life.climb.stand.told is None and not life.climb.is_taken_over
+        return max_bytes - life.climb.high_bytes if is_silent else None
 
     def _close_unbegun(self, call: ToolCall) -> None:
         """Gives back a grant."""

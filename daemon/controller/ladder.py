@@ -63,6 +63,7 @@ class Ladders(Endings):
             return
         climb = self._lives[call.id].climb
         climb.high_bytes = soft_bytes = self._rules(call).soft_bytes
+        climb.is_taken_over = anew
         try:
             if anew or soft_bytes != call.limits.memory_high_bytes:
                 self._host.limit_softly(call.id, soft_bytes)

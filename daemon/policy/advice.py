@@ -33,6 +33,8 @@ class EndedCall:
     refused_around: int = 0
     around_pids_max: int | None = None
     around_whose: str = ""
+    # How far below its own limit it would have been warned, of a call that was not; None: it was, or this is not known.
+    unwarned_bytes: int | None = None
     # Of a call that came through the transparent door.
     placement: Placement | None = None
     command: tuple[str, ...] = ()
@@ -58,6 +60,18 @@ def _victim(call: EndedCall) -> str:
         else f"when {victim.trigger_command} (pid {victim.trigger_pid}) asked for more"
     )
     return f" The victim was {victim.command} (pid {victim.pid}{held}), {asked}{also}."
+
+
+def _unwarned(call: EndedCall) -> str:
+    """Why no warning came before; the size of what it asked for last the kernel does not tell, only how fast it grew."""
+    if call.unwarned_bytes is None:
+        return ""
+    peak = call.usage.memory_growth_peak_bytes_per_s
+    rate = f", growing by up to {format_size(peak)} a second" if peak else ""
+    return (
+        f" There was no time to warn: it took the last {format_size(call.unwarned_bytes)} below its limit before the"
+        f" daemon could say so{rate}."
+    )
 
 
 def _placement(call: EndedCall) -> str:
@@ -125,7 +139,7 @@ def _message(call: EndedCall) -> str:
         case Verdict.MEMORY_LIMIT_CALL:
             return (
                 f"Killed by the kernel: the call reached its own memory limit of {limit}{_peak(call)} "
-                f"after {took}.{_victim(call)} "
+                f"after {took}.{_victim(call)}{_unwarned(call)} "
                 "Only this call was stopped."
             )
         case Verdict.MEMORY_LIMIT_SESSION:

@@ -226,6 +226,22 @@ async def test_the_end_of_a_call_at_its_limit_says_what_would_be_granted(daemon:
     ended = await stream.until(t.FEEDBACK_KIND_ENDED)
     assert ended.report.verdict == t.VERDICT_MEMORY_LIMIT_CALL
     assert ended.ladder.memory_to_ask_bytes == 800 * MIB and "--memory 800M" in ended.advice
+    assert "no time to warn: it took the last 25 MiB below its limit" in ended.message
+
+
+async def test_the_end_of_a_call_that_was_warned_does_not_say_that_there_was_no_time_to_warn(
+    daemon: Daemon,
+) -> None:
+    stream = await hello(daemon)
+    call_id = await begin(daemon, memory_bytes=400 * MIB, memory_max_bytes=400 * MIB)
+    call, machine = daemon.controller.call("web", call_id), daemon.host.calls[call_id]
+    daemon.host.use_memory(call_id, 390 * MIB)
+    await stream.until(t.FEEDBACK_KIND_WARNING)
+    machine.oom = OomCounters(1, 1, 0)
+    daemon.host.statuses[call.pid] = ExitStatus(signal=9)
+    daemon.host.kill_call(call_id)
+    ended = await stream.until(t.FEEDBACK_KIND_ENDED)
+    assert ended.report.verdict == t.VERDICT_MEMORY_LIMIT_CALL and "to warn" not in ended.message
 
 
 # ---- limits that calls share: the session's 1256 MiB less the agent's 256, so a mark at 937.5 of 1000 MiB

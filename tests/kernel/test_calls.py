@@ -146,6 +146,9 @@ def test_twenty_eight_calls_over_their_limits_at_once_do_not_harm_the_agent(
         assert victim.wait(300) == -signal.SIGKILL
     reports = ended(ear, 28)
     assert {report.verdict for report in reports} == {Verdict.MEMORY_LIMIT_CALL}
+    warned = {each.call_id for each in ear.heard if each.message.startswith("The call holds")}
+    unwarned = {report.call_id for report in reports if "no time to warn" in report.message}
+    assert not warned & unwarned
     assert agent.poll() is None
     wait_until(lambda: daemon.call_cgroups() == [], what="their cgroups being gone")
 

@@ -34,6 +34,16 @@ def test_a_call_over_its_limit_is_told_limit_peak_and_what_to_declare() -> None:
     assert "--memory 600M --memory-max 600M" in advice
 
 
+def test_a_call_that_was_not_warned_is_told_why_as_far_as_the_kernel_tells() -> None:
+    killed, fast = ExitStatus(signal=9), Usage(memory_growth_peak_bytes_per_s=3 << 30)
+    message, _ = word(ended(Verdict.MEMORY_LIMIT_CALL, killed, unwarned_bytes=16 * MIB, usage=fast))
+    assert "no time to warn: it took the last 16 MiB below its limit" in message
+    assert "growing by up to 3.0 GiB a second" in message or "growing by up to 3 GiB a second" in message
+    message, _ = word(ended(Verdict.MEMORY_LIMIT_CALL, killed, unwarned_bytes=16 * MIB))
+    assert "before the daemon could say so. Only this call" in message
+    assert "to warn" not in word(ended(Verdict.MEMORY_LIMIT_CALL, killed))[0]
+
+
 VICTIM = OomVictim(7, "cc1plus", 8, "ld", anonymous_bytes=200 * MIB, count=1)
 
 
