@@ -9,8 +9,8 @@ import pytest
 from agentcgroup.daemon.model import Action, ExitStatus, Refusals
 from agentcgroup.proto.v1 import agent_pb2 as pb, types_pb2 as t
 from agentcgroup.proto.words import Limit
-from tests.integration.harness import MIB, Daemon
-from tests.integration.test_ladder import begin, decisions, hello, until
+from tests.integration.harness import MIB, Daemon, until
+from tests.integration.test_ladder import begin, decisions, hello
 
 
 @pytest.fixture
