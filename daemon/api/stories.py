@@ -27,11 +27,15 @@ async def story_of(
     story = await asyncio.to_thread(history.story, call_id, session or "", since_ns)
     written = _written(controller, _live(controller, session, call_id), story)
     if written is None and not story.events:
+        where, lists = (
+            ("", "`agentcg history` and `agentcg call list` show")
+            if session is None
+            else (" in this session", "`agentcg call list` shows")
+        )
         raise RequestError(
             Kind.NOT_FOUND,
-            f"nothing is known of call {call_id[:64]!r}"
-            + (" in this session" if session is not None else ""),
-            "`agentcg history` and `agentcg call list` show what there is; old calls leave the history",
+            f"nothing is known of call {call_id[:64]!r}{where}",
+            f"{lists} what there is; old calls leave the history",
             "call_id",
         )
     return types_pb2.Story(
