@@ -1,4 +1,4 @@
-"""A machine, a history and a clock in memory: real implementations of daemon/ports.py, without limits.
+"""A machine and a clock in memory: real implementations of daemon/ports.py, without limits.
 
 Processes are real, because the edges hold them by pidfd; where they "live" and what they "use" is what a
 test says.
@@ -6,7 +6,6 @@ test says.
 
 import asyncio
 import dataclasses
-import mmap
 import os
 import signal
 from collections import Counter
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from agentcgroup.daemon.config import Config
-from agentcgroup.daemon.errors import Kind, RequestError
+from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.host import processes
 from agentcgroup.daemon.model import (
     Budget,
@@ -22,11 +21,9 @@ from agentcgroup.daemon.model import (
     CallMemory,
     Capability,
     DoorHold,
-    Event,
     ExitStatus,
     Growth,
     GuardFigures,
-    HistoryEntry,
     MemoryGuard,
     OomCounters,
     Priority,
@@ -34,15 +31,15 @@ from agentcgroup.daemon.model import (
     Refusals,
     SchedulerStatus,
     Session,
-    Story,
     Tier,
     ToolCall,
     TransparentScope,
     Usage,
-    Verdict,
 )
-from agentcgroup.daemon.ports import HostListener, Kept, Leaf, Location, Process
+from agentcgroup.daemon.ports import HostListener, Leaf, Location, Process
 from tests.fake_memory import FakeMemory
+from tests.fake_records import FakeRecords
+from tests.processes import is_alive
 
 
 class FakeClock:
@@ -54,70 +51,6 @@ class FakeClock:
     def now_ns(self) -> int:
         self.time_ns += 1
         return self.time_ns
-
-
-@dataclass(slots=True)
-class FakeHistory:
-    """Keeps entries, newest first when listed; the page token is the number of entries given so far."""
-
-    entries: list[HistoryEntry] = field(default_factory=list)
-    noted: list[Event] = field(default_factory=list)
-    last_event_number: int = 0
-
-    def record(self, entry: HistoryEntry) -> None:
-        self.entries.append(entry)
-
-    def note(self, event: Event) -> None:
-        self.noted.append(event)
-
-    @staticmethod
-    def _place(page_token: str) -> int:
-        if not page_token.isdigit() and page_token:
-            raise RequestError(
-                Kind.INVALID, "page_token is none of this history", "send it unchanged", "page_token"
-            )
-        return int(page_token or 0)
-
-    def story(self, call_id: str, session: str = "", since_ns: int = 0) -> Story:
-        entries = (
-            each
-            for each in self.entries
-            if each.report.call_id == call_id
-            and session in ("", each.report.session)
-            and each.report.ended_at_ns >= since_ns
-        )
-        return Story(
-            next(entries, None),
-            tuple(
-                each
-                for each in self.noted
-                if each.call_id == call_id and session in ("", each.session) and each.at_ns >= since_ns
-            ),
-        )
-
-    def events(
-        self, session: str = "", call_id: str = "", page_size: int = 0, page_token: str = ""
-    ) -> tuple["list[Event]", str]:
-        matching = [
-            each
-            for each in reversed(self.noted)
-            if session in ("", each.session) and call_id in ("", each.call_id)
-        ]
-        start = self._place(page_token)
-        end = start + (page_size or 100)
-        return matching[start:end], str(end) if end < len(matching) else ""
-
-    def list(
-        self, session: str = "", verdict: Verdict | None = None, page_size: int = 0, page_token: str = ""
-    ) -> tuple["list[HistoryEntry]", str]:
-        matching = [
-            entry
-            for entry in reversed(self.entries)
-            if session in ("", entry.report.session) and verdict in (None, entry.report.verdict)
-        ]
-        start = self._place(page_token)
-        end = start + (page_size or 100)
-        return matching[start:end], str(end) if end < len(matching) else ""
 
 
 @dataclass(slots=True)
@@ -133,6 +66,10 @@ class FakeCall:
     memory: CallMemory = CallMemory()
     high_bytes: int | None = None
     is_watched: bool = False
+
+    @property
+    def live_pids(self) -> tuple[int, ...]:
+        return tuple(pid for pid in self.pids if _is_alive(pid))
 
 
 class FakeDoor:
@@ -178,54 +115,6 @@ class FakeGuard:
 
     def figures(self) -> GuardFigures | None:
         return GuardFigures(3, 1_500_000, 1)
-
-
-def _in_pages(limit_bytes: int | None) -> int | None:
-    """As memory.max has it."""
-    return None if limit_bytes is None else limit_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-
-
-class FakeRecords:
-    """`kept`: by name, of sessions and calls; it outlives a daemon like the rest of the machine."""
-
-    def __init__(self, host: "FakeHost") -> None:
-        self._host = host
-        self.kept: dict[str, bytes] = {}
-
-    def keep_session(self, session: str, record: bytes) -> None:
-        self.kept[session] = record
-
-    def keep_call(self, call_id: str, record: bytes) -> None:
-        if call_id in self._host.calls:
-            self.kept[call_id] = record
-
-    def sessions(self) -> tuple[Kept, ...]:
-        return tuple(
-            Kept(
-                name,
-                self.kept.get(name),
-                is_frozen=name in self._host.frozen_sessions,
-                memory_max_bytes=_in_pages(budget.memory_max_bytes),
-            )
-            for name, budget in self._host.sessions.items()
-            if name not in self._host.reopened | self._host.containers
-        )
-
-    def calls(self, session: str) -> tuple[Kept, ...]:
-        return tuple(
-            Kept(
-                call_id,
-                self.kept.get(call_id),
-                parent=group.call.parent_id,
-                pids=tuple(pid for pid in group.pids if _is_alive(pid)),
-                has_run=bool(group.pids),
-                is_frozen=group.frozen,
-                memory_max_bytes=_in_pages(group.limits.memory_max_bytes),
-                pids_max=group.limits.pids_max,
-            )
-            for call_id, group in self._host.calls.items()
-            if group.call.session == session and call_id not in self._host.reopened
-        )
 
 
 class FakeHost:
@@ -429,7 +318,7 @@ class FakeHost:
         self._do("kill_call")
         self.memory.uses.pop(call_id, None)
         call = self.calls.get(call_id)
-        alive = [pid for pid in call.pids if _is_alive(pid)] if call else []
+        alive = call.live_pids if call else ()
         for pid in alive:
             os.kill(pid, signal.SIGKILL)
         return len(alive)
@@ -446,7 +335,7 @@ class FakeHost:
         try:
             async with asyncio.timeout(deadline_s):
                 # Other people's processes: nothing here is told when they have left the kernel.
-                while call and any(_is_alive(pid) for pid in call.pids):  # noqa: ASYNC110
+                while call and call.live_pids:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
         except TimeoutError:
             return False
@@ -524,14 +413,5 @@ class FakeHost:
 
 
 def _is_alive(pid: int) -> bool:
-    """A zombie is not: it has left its cgroup for good, only its parent has not looked yet.
-
-    Nor is this process: a test that plays the launcher itself is not killed with its call.
-    """
-    if pid == os.getpid():
-        return False
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    """This process does not count: a test that plays the launcher itself is not killed with its call."""
+    return pid != os.getpid() and is_alive(pid)

@@ -23,7 +23,8 @@ from agentcgroup.proto.launch import Reply, Request, decode_reply, encode_reques
 from agentcgroup.proto.v1.agent_pb2_grpc import AgentServiceStub
 from agentcgroup.proto.v1.operator_pb2 import GetHostRequest
 from agentcgroup.proto.v1.operator_pb2_grpc import OperatorServiceStub
-from tests.fakes import FakeClock, FakeHistory, FakeHost
+from tests.fake_history import FakeHistory
+from tests.fakes import FakeClock, FakeHost
 
 if TYPE_CHECKING:
     # The type of the same stubs on an asynchronous channel, which is in their type stub only.

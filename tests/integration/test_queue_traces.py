@@ -28,7 +28,8 @@ from agentcgroup.daemon.model import (
     ToolCall,
     Usage,
 )
-from tests.fakes import FakeClock, FakeHistory, FakeHost
+from tests.fake_history import FakeHistory
+from tests.fakes import FakeClock, FakeHost
 
 MIB = 1 << 20
 CAPACITY = 1024 * MIB

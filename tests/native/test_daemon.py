@@ -24,6 +24,7 @@ from agentcgroup.client import (
     Verdict,
 )
 from tests.ear import Ear
+from tests.processes import is_alive
 from tests.running import LAUNCHER, RunningDaemon, running_daemon, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making cgroups needs root")
@@ -127,16 +128,8 @@ def test_what_a_call_leaves_behind_is_killed_and_counted(
     (report,) = ended(ear)
     assert (report.verdict, report.leftover_processes) == (Verdict.OK, 1)
     assert "left behind" in report.message
-    assert is_dead(int(out))
+    assert not is_alive(int(out))
     assert daemon.call_cgroups() == []
-
-
-def is_dead(pid: int) -> bool:
-    """Gone, or a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def test_a_process_that_fled_its_process_group_is_killed_too(
@@ -148,7 +141,7 @@ def test_a_process_that_fled_its_process_group_is_killed_too(
     assert status == 0
     (report,) = ended(ear)
     assert report.leftover_processes == 1
-    wait_until(lambda: is_dead(int(mark.read_text())), what="its end")
+    wait_until(lambda: not is_alive(int(mark.read_text())), what="its end")
 
 
 def test_a_call_past_its_deadline_is_stopped(daemon: RunningDaemon, session: str, ear: Ear) -> None:

@@ -9,7 +9,8 @@ from agentcgroup.daemon.feedback import Feed
 from agentcgroup.daemon.history import DropCause, HistoryStats
 from agentcgroup.daemon.host.capabilities import NAMES
 from agentcgroup.daemon.model import Capability, Session, Tier, Usage
-from tests.fakes import FakeClock, FakeHistory, FakeHost
+from tests.fake_history import FakeHistory
+from tests.fakes import FakeClock, FakeHost
 
 FULL_USAGE = Usage(
     **{field.name: number * 1000 for number, field in enumerate(dataclasses.fields(Usage), 1)}
