@@ -5,21 +5,17 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import grpc
 import pytest
 
 from agentcgroup.client import AsyncClient
 from agentcgroup.client.values import Answer as ClientAnswer
-from agentcgroup.daemon.config import Config, DaemonConfig, QueueConfig
 from agentcgroup.daemon.model import (
     Action,
-    BudgetRequest,
     CallState,
     Decision,
-    FeedbackKind,
     Intent,
     ProcessRef,
     QueueOutcome,
@@ -27,35 +23,8 @@ from agentcgroup.daemon.model import (
 )
 from agentcgroup.proto.launch import Reply, Request, Status, decode_reply, encode_request
 from agentcgroup.proto.v1 import agent_pb2, types_pb2
-from tests.integration.harness import DEADLINE_S, MIB, Daemon, descriptors, refusal, until
-
-BIG = Intent(memory_bytes=400 * MIB)
-
-
-@contextlib.asynccontextmanager
-async def served(run_dir: Path, queue: QueueConfig) -> AsyncIterator[Daemon]:
-    daemon = Daemon(run_dir, Config(daemon=DaemonConfig(run_dir=str(run_dir)), queue=queue))
-    await daemon.start()
-    try:
-        yield daemon
-    finally:
-        await daemon.stop()
-
-
-async def crowded(daemon: Daemon, name: str = "web") -> str:
-    """A session of 512 MiB for calls of which a declared one, whose id this is, holds 400."""
-    await daemon.open(name, 768 * MIB)
-    return daemon.controller.declare(name, BIG).call_id
-
-
-async def until_waiting(daemon: Daemon, calls: int) -> None:
-    """Waits until so many calls are in the queue."""
-    await until(lambda: daemon.controller.calls_waiting == calls)
-
-
-async def until_followed(daemon: Daemon) -> None:
-    """Waits until somebody listens for the answer to a call in the queue: a request has arrived."""
-    await until(lambda: any(wait.listeners for wait in daemon.controller._waits.values()))
+from tests.integration.harness import DEADLINE_S, MIB, Daemon, descriptors, refusal
+from tests.integration.queueing import BIG, crowded, until_followed, until_waiting
 
 
 def outcomes(daemon: Daemon) -> dict[QueueOutcome, int]:
@@ -350,107 +319,3 @@ async def test_the_client_waits_and_hears_where_it_stands(daemon: Daemon) -> Non
         await until_followed(daemon)
         cancelled.cancel()
         await until_waiting(daemon, 0)
-
-
-# ---- operators
-
-
-async def test_a_larger_budget_lets_waiting_calls_in(daemon: Daemon) -> None:
-    await crowded(daemon)
-    answer = daemon.controller.declare("web", BIG)
-    assert answer.decision is Decision.QUEUED
-    daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=2048 * MIB), None)
-    await until_waiting(daemon, 0)
-    assert daemon.controller.call("web", answer.call_id).state is CallState.DECLARED
-
-
-async def test_a_drain_refuses_those_who_wait(daemon: Daemon) -> None:
-    await crowded(daemon)
-    answer = daemon.controller.declare("web", BIG)
-    daemon.controller.drain("new kernel", None)
-    call = daemon.controller.call("web", answer.call_id)
-    assert call.refusal is not None and call.refusal.reason is Reason.HOST_DRAINING
-    assert "new kernel" in call.refusal.message and call.refusal.suggestion
-    assert not daemon.controller.calls_waiting
-
-
-async def test_a_frozen_session_keeps_its_place_and_goes_on_when_thawed(daemon: Daemon) -> None:
-    first = await crowded(daemon)
-    answer = daemon.controller.declare("web", BIG)
-    daemon.controller.freeze_session("web", "", False)
-    daemon.controller.give_back("web", first)
-    await asyncio.sleep(0.05)
-    assert daemon.controller.calls_waiting == 1
-    daemon.controller.thaw_session("web")
-    await until_waiting(daemon, 0)
-    assert daemon.controller.call("web", answer.call_id).state is CallState.DECLARED
-
-
-async def test_what_is_declared_in_a_frozen_session_waits_until_it_is_thawed(daemon: Daemon) -> None:
-    await daemon.open("web")
-    daemon.controller.freeze_session("web", "a look", False)
-    refused = daemon.controller.declare("web", Intent(memory_bytes=MIB), wait_ms=0)
-    assert (refused.decision, refused.reason) == (Decision.REFUSED, Reason.SESSION_FROZEN)
-    assert "frozen" in refused.message and "--wait" in refused.suggestion
-    queued = daemon.controller.declare("web", Intent(memory_bytes=MIB))
-    assert (queued.decision, queued.reason) == (Decision.QUEUED, Reason.SESSION_FROZEN)
-    assert "thawed; refused when it has waited 1 min 30 s" in queued.message
-    # What runs already stands still with the others.
-    runs = daemon.controller.declare("web", Intent(memory_bytes=MIB), wait_ms=0, runs_already=True)
-    assert runs.decision is Decision.REFUSED, "nobody passes those who wait"
-    daemon.controller.thaw_session("web")
-    await until_waiting(daemon, 0)
-    assert daemon.controller.call("web", queued.call_id).state is CallState.DECLARED
-    daemon.controller.freeze_session("web", "", False)
-    runs = daemon.controller.declare("web", Intent(memory_bytes=MIB), wait_ms=0, runs_already=True)
-    assert runs.decision is Decision.GRANTED
-
-
-async def test_an_operator_takes_a_call_out_of_the_queue_and_says_why(daemon: Daemon) -> None:
-    await crowded(daemon)
-    answer = daemon.controller.declare("web", BIG)
-    report = await daemon.controller.kill_call(answer.call_id, "not tonight")
-    assert "the operator took the call out of the queue: not tonight" in report.message
-    call = daemon.controller.call("web", answer.call_id)
-    assert call.refusal is not None and "Ask the operator" in call.refusal.suggestion
-    assert not daemon.controller.calls_waiting
-
-    await daemon.open("idle")
-    granted = daemon.controller.declare("idle", Intent(memory_bytes=MIB))
-    report = await daemon.controller.kill_call(granted.call_id, "not tonight")
-    assert "the operator took the grant back: not tonight" in report.message
-
-
-async def test_the_feed_says_queued_and_then_declared(daemon: Daemon) -> None:
-    first = await crowded(daemon)
-    subscription = daemon.controller.feed.subscribe("web")
-    answer = daemon.controller.declare("web", BIG)
-    daemon.controller.give_back("web", first)
-    await until_waiting(daemon, 0)
-    queued, granted = await anext(subscription), await anext(subscription)
-    assert (queued.kind, queued.call_id) == (FeedbackKind.QUEUED, answer.call_id)
-    assert queued.answer is not None and queued.answer.queue is not None
-    assert (granted.kind, granted.call_id) == (FeedbackKind.DECLARED, answer.call_id)
-    assert granted.answer is not None and granted.answer.decision is Decision.GRANTED
-
-
-# ---- bounds
-
-
-async def test_a_full_queue_refuses_and_says_so(run_dir: Path) -> None:
-    async with served(run_dir, QueueConfig(session_length=2, length=3)) as daemon:
-        await crowded(daemon)
-        decisions = [daemon.controller.declare("web", BIG).decision for _ in range(2)]
-        assert decisions == [Decision.QUEUED, Decision.QUEUED]
-        answer = daemon.controller.declare("web", BIG)
-        assert (answer.decision, answer.reason) == (Decision.REFUSED, Reason.QUEUE_FULL)
-        assert "2 calls of this session" in answer.message
-        # What fits is no newcomer to the queue.
-        assert daemon.controller.declare("web", Intent(memory_bytes=MIB)).decision is Decision.GRANTED
-
-
-async def test_without_a_queue_what_does_not_fit_now_is_refused(run_dir: Path) -> None:
-    async with served(run_dir, QueueConfig(enabled=False)) as daemon:
-        await crowded(daemon)
-        answer = daemon.controller.declare("web", BIG, wait_ms=60_000)
-        assert (answer.decision, answer.reason) == (Decision.REFUSED, Reason.SESSION_MEMORY)

@@ -15,6 +15,7 @@ LAUNCHER_SOURCES = Path(__file__).resolve().parents[3] / "client" / "launcher"
 
 RunLauncher = Callable[..., subprocess.CompletedProcess[str]]
 Cli = Callable[..., tuple[int, str, str]]
+Door = Callable[[Sequence[Step]], ScriptedDoor]
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +63,7 @@ def run(launcher: Path, tmp_path: Path, environment: dict[str, str]) -> RunLaunc
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Callable[[Sequence[Step]], ScriptedDoor]:
+def door(tmp_path: Path) -> Door:
     """Makes a door in tmp_path; to be used as a context manager."""
     return lambda steps: ScriptedDoor(tmp_path, steps)
 

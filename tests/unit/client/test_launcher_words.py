@@ -4,16 +4,12 @@ import json
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from agentcgroup.proto.launch import Reply, Status
-from tests.unit.client.conftest import RunLauncher
-from tests.unit.client.scripted_door import ScriptedDoor, Step
-
-Door = Callable[[Sequence[Step]], ScriptedDoor]
+from tests.unit.client.conftest import Door, RunLauncher
 
 GRANTED = Reply(Status.GRANTED, call_id="c1")
 
