@@ -178,7 +178,7 @@ async def run(config: Config, load: Callable[[], Config]) -> None:
             await endpoint.start()
             stack.push_async_callback(endpoint.stop)
         if config.docker.enabled and not config.daemon.dry_run:
-            follower = DockerFollower(config, controller)
+            follower = DockerFollower(config, controller, api.show_feedback)
             await follower.start()
             stack.push_async_callback(follower.stop)
         log.info(

@@ -2,9 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 
 from agentcgroup.daemon.model import Feedback
 
@@ -56,13 +55,21 @@ class Subscription:
         return replace(message, lost=self._lost) if self._lost else message
 
 
+class Ear(Protocol):
+    """Whoever keeps the present state of a session rather than a queue of what was said."""
+
+    def hear(self, message: Feedback) -> None: ...
+    def forget(self, call_id: str) -> None:
+        """What was said last about the memory of a call no longer holds, and that was not worth a message."""
+
+
 class Feed:
     """Where the controller publishes; numbers the messages of each session."""
 
     def __init__(self) -> None:
         self._subscriptions: list[Subscription] = []
         self._sequences: dict[str, int] = {}
-        self._attending: dict[str, Callable[[Feedback], None]] = {}
+        self._attending: dict[str, list[Ear]] = {}
         self.dropped = 0
 
     @property
@@ -75,12 +82,25 @@ class Feed:
         self._subscriptions.append(subscription)
         return subscription
 
-    def attend(self, session: str, listener: Callable[[Feedback], None]) -> None:
-        """`listener` is called with each message of `session` as it is published; one for each session."""
-        self._attending[session] = listener
+    def attend(self, session: str, ear: Ear) -> None:
+        """`ear` hears each message of `session` as it is published."""
+        self._attending.setdefault(session, []).append(ear)
 
-    def leave(self, session: str) -> None:
-        self._attending.pop(session, None)
+    def leave(self, session: str, ear: Ear) -> None:
+        attending = self._attending.get(session, [])
+        if ear in attending:
+            attending.remove(ear)
+        if not attending:
+            self._attending.pop(session, None)
+
+    def go_on(self, session: str, sequence: int) -> None:
+        """The messages of `session` were numbered up to `sequence` by an earlier daemon."""
+        self._sequences[session] = max(sequence, self._sequences.get(session, 0))
+
+    def calm(self, session: str, call_id: str) -> None:
+        """What was said last about the memory of a call no longer holds: see Ear.forget."""
+        for ear in self._attending.get(session, ()):
+            ear.forget(call_id)
 
     def drop(self, subscription: Subscription) -> None:
         if subscription in self._subscriptions:
@@ -89,12 +109,12 @@ class Feed:
     def publish(self, message: Feedback, lineage: tuple[str, ...] = ()) -> None:
         sequence = self._sequences.get(message.session, 0) + 1
         self._sequences[message.session] = sequence
-        attending = self._attending.get(message.session)
-        if not self._subscriptions and attending is None:
+        attending = self._attending.get(message.session, ())
+        if not self._subscriptions and not attending:
             return
         numbered = replace(message, sequence=sequence)
-        if attending is not None:
-            attending(numbered)
+        for ear in attending:
+            ear.hear(numbered)
         for subscription in self._subscriptions:
             if not subscription.offer(numbered, lineage):
                 self.dropped += 1

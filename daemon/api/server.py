@@ -62,7 +62,7 @@ class _Served:
     server: grpc.aio.Server
     service: AgentService
     door: LaunchDoor
-    files: FeedbackFiles
+    files: list[FeedbackFiles]
 
 
 class Api:
@@ -154,9 +154,7 @@ class Api:
             listener = sockets.listen_for_launchers(staged / sockets.LAUNCH_SOCKET, BACKLOG)
             undo.callback(listener.close)
             try:
-                files = FeedbackFiles(
-                    self._controller.feed, session.name, path, session.owner_uid, session.owner_gid
-                )
+                files = FeedbackFiles(self._controller.feed, session, path)
             except OSError as error:
                 raise RequestError(
                     Kind.HOST, f"{path} cannot be opened: {error}", "look at the directory's rights"
@@ -166,12 +164,18 @@ class Api:
             _remove(staged)
             await server.start()
             door = LaunchDoor(self._controller, session.name, listener, self._native)
-            self._sessions[session.name] = _Served(path, server, service, door, files)
+            self._sessions[session.name] = _Served(path, server, service, door, [files])
             undo.pop_all()
 
     async def close(self, name: str) -> None:
         """Closes the session's sockets and removes their directory. A name without sockets is no error."""
         await self._close(name, stays=False)
+
+    def show_feedback(self, name: str, directory: Path) -> None:
+        """Keeps the feedback files of session `name` in `directory`, too, for whoever gets there to read. Raises OSError."""
+        self._sessions[name].files.append(
+            FeedbackFiles(self._controller.feed, self._controller.session(name), directory, mode=0o644)
+        )
 
     def hear(self) -> None:
         """Has every call begin that the doors' thread has answered and not told of yet."""
@@ -183,7 +187,8 @@ class Api:
         if served is None:
             return
         served.door.close(hang_up=stays)
-        served.files.close()
+        for files in served.files:
+            files.close()
         served.service.close()
         await _stop(served.server, _SESSION_GRACE_S, name)
         if not stays:

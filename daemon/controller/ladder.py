@@ -253,6 +253,8 @@ class Ladders(Endings):
         if stand.rung is not Rung.CALM:
             self._hold_stderr(call)
         if words is None or not act.is_news:
+            if stand.rung is Rung.CALM:
+                self.feed.calm(call.session, call.id)
             return
         if act.action is Action.WARNED:
             self.counters.warned(Limit.CALL_MEMORY)

@@ -386,6 +386,5 @@ class Queueing(Waits):
             outcome=outcome,
             waited_ms=int(waited_s * 1000),
         )
-        if outcome is not QueueOutcome.CANCELLED:
-            self._say(FeedbackKind.REFUSED, call.session, words, call=call, advice=suggestion, answer=answer)
+        self._say(FeedbackKind.REFUSED, call.session, words, call=call, advice=suggestion, answer=answer)
         self._notify(wait.listeners, answer)

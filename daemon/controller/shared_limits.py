@@ -120,7 +120,7 @@ class SharedLimits(ProcessLimits):
             for one in stance.told.news(found, at_ms):
                 self._warn_of_shared(one, at, Limit.SESSION_MEMORY)
         elif was_warned:
-            stance.told.over(at_ms)
+            self._is_over(stance.told, at_ms)
             stance.readings.clear()
         self._place_mark(session)
         self._host.memory.listen_to_mark(session.name, True)
@@ -201,7 +201,7 @@ class SharedLimits(ProcessLimits):
     ) -> None:
         """`holders`: the running calls of all sessions when `room_bytes` are little. Those in `taken` know of worse."""
         if not holders:
-            self._host_told.over(monotonic_ms())
+            self._is_over(self._host_told, monotonic_ms())
             return
         used_bytes = capacity_bytes - room_bytes
         growth = sum(max(0, each.growth_bytes_per_s or 0) for each in holders)
@@ -211,6 +211,13 @@ class SharedLimits(ProcessLimits):
         concerned = [each for each in found if each.holder.call_id not in taken]
         for one in self._host_told.news(concerned, monotonic_ms()):
             self._warn_of_shared(one, at, Limit.HOST_MEMORY)
+
+    def _is_over(self, told: Told, at_ms: int) -> None:
+        for call_id in told.over(at_ms):
+            call = self._ledger.find(call_id)
+            # One that is near its own limit has been told of that, too.
+            if call is not None and call.ladder is None:
+                self.feed.calm(call.session, call_id)
 
     def _warn_of_shared(self, one: Addressee, at: ladder_words.Shared, limit: Limit) -> None:
         """Writes down and tells that a limit which `one` shares with others is near."""

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -69,10 +69,14 @@ class ContainerSessions(Protocol):
 class DockerFollower:
     """Keeps the sessions in step with the labelled containers from `start` to `stop`."""
 
-    def __init__(self, config: Config, controller: ContainerSessions) -> None:
+    def __init__(
+        self, config: Config, controller: ContainerSessions, show_feedback: Callable[[str, Path], None]
+    ) -> None:
+        """`show_feedback` keeps the feedback files of a session in a directory, too. It raises OSError."""
         self._socket = config.docker.socket
         self._run_dir = Path(config.daemon.run_dir)
         self._controller = controller
+        self._show_feedback = show_feedback
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -238,6 +242,10 @@ class DockerFollower:
                 Kind.INVALID, f"{source} is mounted in another container too", "mount a directory of its own"
             )
         lend(Path(session.socket_dir), source, self._run_dir)
+        try:
+            self._show_feedback(session.name, source)
+        except OSError as error:
+            log.warning("session %s has no feedback files in %s: %s", session.name, source, error)
 
     async def _forget(self, container_id: str) -> None:
         """The container has ended. Its session ends with its cgroup, which the host watches."""

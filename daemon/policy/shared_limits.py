@@ -75,6 +75,8 @@ class Told:
         self._at_ms |= {each.holder.call_id: now_ms for each in new}
         return new
 
-    def over(self, now_ms: int) -> None:
-        """There is room again: the next time is news to everybody who was not told just now."""
+    def over(self, now_ms: int) -> tuple[str, ...]:
+        """There is room again: the next time is news to everybody who was not told just now. Who had been told."""
+        told = tuple(self._at_ms)
         self._at_ms = {call_id: at_ms for call_id, at_ms in self._at_ms.items() if now_ms - at_ms < QUIET_MS}
+        return told

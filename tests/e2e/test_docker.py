@@ -156,6 +156,9 @@ def test_a_call_over_its_maximum_dies_alone_in_the_container(container: Containe
     assert run(
         "docker", "inspect", "--format", "{{.State.OOMKilled}} {{.State.Running}}", container.name
     ).endswith("true")
+    # Where its sockets are, for those in the container who can only read files.
+    told = CONTAINERS / container.name / "feedback.txt"
+    wait_until(lambda: entry.report.call_id in told.read_text(), 60, "the word about it in the container")
 
 
 def test_a_container_sees_its_own_session_and_no_other(image: str, container: Container) -> None:

@@ -124,6 +124,10 @@ class Sessions:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     taken: set[str] = field(default_factory=set)
     refusals: int = 0
+    shown: list[tuple[str, Path]] = field(default_factory=list)
+
+    def show_feedback(self, session: str, directory: Path) -> None:
+        self.shown.append((session, directory))
 
     def sessions(self) -> list[Session]:
         return []
@@ -219,7 +223,7 @@ async def test_running_containers_and_those_that_start_later_become_sessions_on_
 ) -> None:
     dockerd.containers[container.id] = container.inspected("alice", **{"agentcgroup.memory": "2G"})
     sessions = Sessions(tmp_path)
-    follower = DockerFollower(config_of(tmp_path), sessions)
+    follower = DockerFollower(config_of(tmp_path), sessions, sessions.show_feedback)
     await follower.start()
     await sessions.until(lambda: container.id in sessions.adopted)
     assert sessions.adopted[container.id]["cgroup"] == f"/docker-{container.id}.scope"
@@ -249,7 +253,7 @@ async def test_a_container_that_was_adopted_before_is_found_by_its_scope_not_by_
     agent.place(container.process.pid)
     dockerd.containers[container.id] = container.inspected("alice")
     sessions = Sessions(tmp_path)
-    follower = DockerFollower(config_of(tmp_path), sessions)
+    follower = DockerFollower(config_of(tmp_path), sessions, sessions.show_feedback)
     await follower.start()
     await sessions.until(lambda: container.id in sessions.adopted)
     assert sessions.adopted[container.id]["cgroup"] == f"/docker-{container.id}.scope"
@@ -261,7 +265,7 @@ async def test_a_name_that_is_still_taken_is_waited_for(
 ) -> None:
     sessions = Sessions(tmp_path, taken={"alice"})
     dockerd.containers[container.id] = container.inspected("alice")
-    follower = DockerFollower(config_of(tmp_path), sessions)
+    follower = DockerFollower(config_of(tmp_path), sessions, sessions.show_feedback)
     await follower.start()
     await sessions.until(lambda: sessions.refusals == 1)
     sessions.taken.clear()
@@ -277,7 +281,7 @@ async def test_a_wrong_label_is_logged_and_the_next_container_is_served(
     )
     dockerd.containers[container.id] = container.inspected("alice")
     sessions = Sessions(tmp_path)
-    follower = DockerFollower(config_of(tmp_path), sessions)
+    follower = DockerFollower(config_of(tmp_path), sessions, sessions.show_feedback)
     await follower.start()
     await sessions.until(lambda: container.id in sessions.adopted)
     await follower.stop()
@@ -290,7 +294,7 @@ async def test_a_dockerd_that_goes_away_and_comes_back_is_followed_again(
 ) -> None:
     sessions = Sessions(tmp_path)
     dockerd.containers[container.id] = container.inspected("alice")
-    follower = DockerFollower(config_of(tmp_path), sessions)
+    follower = DockerFollower(config_of(tmp_path), sessions, sessions.show_feedback)
     await follower.start()
     await sessions.until(lambda: container.id in sessions.adopted)
     dockerd.stop()
@@ -315,7 +319,8 @@ async def test_without_dockerd_there_is_one_line_in_the_log_and_stopping_is_prom
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    follower = DockerFollower(config_of(tmp_path), Sessions(tmp_path))
+    sessions = Sessions(tmp_path)
+    follower = DockerFollower(config_of(tmp_path), sessions, sessions.show_feedback)
     await follower.start()
     await asyncio.to_thread(wait_until, lambda: "no dockerd" in caplog.text)
     await asyncio.wait_for(follower.stop(), 5)
