@@ -89,7 +89,8 @@ def _state(call: Call) -> str:
 
 def _row(call: Call, name: str) -> tuple[str, ...]:
     return (
-        name, call.session, _state(call), size(call.limits.memory_bytes), size(call.limits.memory_max_bytes),
+        name, call.session, _state(call), size(call.limits.memory_bytes or call.intent.memory_bytes),
+        size(call.limits.memory_max_bytes),
         size(call.usage.memory_current_bytes), size(call.usage.memory_peak_bytes), cpu_time(call.usage.cpu_usage_us),
         count(call.usage.pids_current), age(call.started_at or call.declared_at), command_line(call.intent.command),
     )  # fmt: skip

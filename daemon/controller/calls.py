@@ -225,8 +225,17 @@ class Calls(Queueing):
         session_view, host_view, parent_view = resize.without(
             call.limits.memory_bytes, *self._beside_the_queue(call)
         )
+        is_begun = call.started_at_ns is not None
         ruling = resize.resize(
-            intent, call.limits, self.call_usage(call), session_view, host_view, parent_view, self._defaults
+            intent,
+            call.limits,
+            self.call_usage(call),
+            session_view,
+            host_view,
+            parent_view,
+            self._defaults,
+            self._host.call_memory(call.id).held_or_current_bytes if is_begun else None,
+            call.children_reserved_bytes,
         )
         self.counters.answer(ruling.decision, ruling.reason)
         answer = Answer(
@@ -240,6 +249,10 @@ class Calls(Queueing):
             notices=(*ruling.notices, *self._unenforced_notices()),
         )
         if ruling.limits is not None:
+            budget = self._ledger.session(call.session).budget
+            most_bytes = admission.nested_memory_bytes(ruling.limits.memory_max_bytes, budget)
+            inside = self._ledger.descendants(call)
+            self._shrink_within(inside, most_bytes, ruling.limits.cpu_milli, ruling.limits.pids_max)
             self._relimit(call, ruling.limits)
             self._look_soon(call)
         self._decided(
@@ -253,6 +266,15 @@ class Calls(Queueing):
         kind = FeedbackKind.REFUSED if ruling.decision is Decision.REFUSED else FeedbackKind.ADJUSTED
         self._say(kind, call.session, ruling.message, call=call, advice=ruling.suggestion, answer=answer)
         return answer
+
+    def _shrink_within(
+        self, calls: Sequence[ToolCall], memory_bytes: int, cpu_milli: int | None, pids_max: int | None
+    ) -> None:
+        """Before what is around `calls` (parents before their children) has these limits: the innermost shrink first."""
+        for call in reversed(calls):
+            if (limits := resize.within(call.limits, memory_bytes, cpu_milli, pids_max)) != call.limits:
+                self._relimit(call, limits)
+                self._look_soon(call)
 
     def freeze_call(self, call_id: str, reason: str) -> ToolCall:
         """Stops every process of the call where it stands; its deadline goes on."""

@@ -233,23 +233,21 @@ class Sessions(TransparentDoor):
         resize.check_shrink(
             budget, old, promised, self.session_usage(session), sum(known) if known else None, host
         )
-        for call in session.calls.values():
-            # Children first, when it shrinks; what they may reach does not grow with the session.
-            if (limits := resize.within(call.limits, budget)) != call.limits:
-                self._relimit(call, limits)
-                self._look_soon(call)
+        # Children first, when it shrinks; what they may reach does not grow with the session.
+        self._shrink_within(
+            list(session.calls.values()), budget.calls_memory_bytes, budget.cpu_milli, budget.pids_max
+        )
         self._host.apply_budget(session, budget)
         self._ledger.rebudget(session, budget.agent_memory_bytes)
-        words = f"The operator changed the session's limits: {budget.memory_max_bytes >> 20} MiB in all."
+        told = []
         if priority is not None and priority is not session.priority:
-            self._decided(
-                Action.PRIORITISED,
-                name,
-                f"The operator changed the session's priority from {session.priority} to {priority}.",
-                actor=Actor.OPERATOR,
-                priority=priority,
-            )
+            words = f"The operator changed the session's priority from {session.priority} to {priority}."
+            told.append(words)
+            self._decided(Action.PRIORITISED, name, words, actor=Actor.OPERATOR, priority=priority)
         if budget != old:
+            words = f"The operator changed the session's limits: {budget.memory_max_bytes >> 20} MiB in all."
+            if not told or budget != dataclasses.replace(old, cpu_weight=budget.cpu_weight):
+                told.append(words)
             self._decided(
                 Action.RELIMITED,
                 name,
@@ -266,16 +264,18 @@ class Sessions(TransparentDoor):
         session.priority = priority or session.priority
         self._promised(session)
         if rule is not None and rule != session.transparent:
-            told = (
+            words = (
                 f"The operator changed the session's transparent door from {session.transparent} to {rule}."
             )
+            told.append(words)
             self._set_rule(session, rule)
-            words += f" Its transparent door: {rule}."
-            self._decided(Action.RELIMITED, name, told, actor=Actor.OPERATOR, transparent=str(rule))
+            self._decided(Action.RELIMITED, name, words, actor=Actor.OPERATOR, transparent=str(rule))
         self._remember_session(session)
         self._memory_shifted(name)
-        shrank = budget.memory_max_bytes < old.memory_max_bytes
-        self._say(FeedbackKind.SESSION, name, words, level=Level.TIGHT if shrank else Level.AMPLE)
+        if told:
+            shrank = budget.memory_max_bytes < old.memory_max_bytes
+            level = Level.TIGHT if shrank else Level.AMPLE
+            self._say(FeedbackKind.SESSION, name, " ".join(told), level=level)
         return session
 
     def freeze_session(self, name: str, reason: str, include_agent: bool) -> Session:

@@ -31,10 +31,13 @@ def resize(
     host: HostView,
     parent: ParentView | None,
     defaults: CallDefaults,
+    held_bytes: int | None = None,
+    inside_reserved_bytes: int = 0,
 ) -> Ruling:
     """Rules on other limits for a live call. The views must not count what the call itself has reserved.
 
-    `intent` carries the call's own on_exceed and throttle_limit_ms, which do not change.
+    `intent` carries the call's own on_exceed and throttle_limit_ms, which do not change. `held_bytes`: what of its memory
+    reclaim cannot take; None: nobody knows. `inside_reserved_bytes`: what calls nested in it have reserved.
     """
     declared_max = intent.memory_max_bytes
     if declared_max is None and intent.memory_bytes is not None and limits.memory_max_bytes is not None:
@@ -62,6 +65,23 @@ def resize(
             Decision.REFUSED,
             f"Refused: the call uses {format_size(current)} now, so a limit of {format_size(new_max)} would kill it.",
             suggestion=f"Ask for at least --memory-max {((current + _MARGIN_BYTES) >> 20) + 1}M, or release memory first.",
+        )
+    if new_max is not None and new_max < min(inside_reserved_bytes, limits.memory_max_bytes or new_max):
+        return Ruling(
+            Decision.REFUSED,
+            f"Refused: calls inside it have reserved {format_size(inside_reserved_bytes)}, more than a limit of "
+            f"{format_size(new_max)} leaves them.",
+            suggestion=f"Ask for at least --memory-max {-(-inside_reserved_bytes >> 20)}M, or end some of them first "
+            "(`agentcg call tree` shows them).",
+        )
+    high = ruling.limits.memory_high_bytes
+    # Between a soft limit and a call that is over it stands nothing but its deadline.
+    if high is not None and held_bytes is not None and _is_below_use(high, limits.memory_bytes, held_bytes):
+        return Ruling(
+            Decision.REFUSED,
+            f"Refused: the call holds {format_size(held_bytes)} now, so with {format_size(high)} reserved it would be held "
+            "back, and stopped if it stayed there.",
+            suggestion=f"Ask for at least --memory {((held_bytes + _MARGIN_BYTES) >> 20) + 1}M, or release memory first.",
         )
     kept = dataclasses.replace(ruling.limits, swap_max_bytes=limits.swap_max_bytes)
     return dataclasses.replace(ruling, limits=kept)
@@ -124,19 +144,19 @@ def decide_budget(request: BudgetRequest, base: Budget, host: HostView) -> Budge
     return budget
 
 
-def within(limits: CallLimits, budget: Budget) -> CallLimits:
-    """`limits` of a live call under a new budget of its session: nothing that it may reach is more than what there is."""
+def within(limits: CallLimits, memory_bytes: int, cpu_milli: int | None, pids_max: int | None) -> CallLimits:
+    """`limits` of a live call where what is around it has shrunk: nothing that it may reach is more than what there is."""
 
     def capped(limit: int | None, bound: int | None) -> int | None:
         return limit if limit is None or bound is None else min(limit, bound)
 
-    reach = capped(limits.memory_max_bytes, max(budget.calls_memory_bytes, limits.memory_bytes))
+    reach = capped(limits.memory_max_bytes, max(memory_bytes, limits.memory_bytes))
     return dataclasses.replace(
         limits,
         memory_max_bytes=reach,
         memory_high_bytes=None if reach == limits.memory_bytes else limits.memory_high_bytes,
-        cpu_milli=capped(limits.cpu_milli, budget.cpu_milli),
-        pids_max=capped(limits.pids_max, budget.pids_max),
+        cpu_milli=capped(limits.cpu_milli, cpu_milli),
+        pids_max=capped(limits.pids_max, pids_max),
     )
 
 

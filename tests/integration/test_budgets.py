@@ -13,11 +13,15 @@ from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.model import (
     Answer,
     BudgetRequest,
+    CallLimits,
+    CallMemory,
     CallState,
     Decision,
     Intent,
+    OnExceed,
     Priority,
     Reason,
+    ToolCall,
     Usage,
 )
 from tests.integration.harness import MIB, Daemon, until
@@ -60,6 +64,49 @@ async def test_a_session_does_not_shrink_below_what_calls_inside_calls_were_prom
     )
     with pytest.raises(RequestError, match="running calls have reserved 400 MiB"):
         daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=256 * MIB), None)
+
+
+async def test_a_call_does_not_shrink_below_what_calls_inside_it_were_promised(daemon: Daemon) -> None:
+    await daemon.open("web", GIB)
+    controller = daemon.controller
+    outer = begun(daemon, Intent(memory_bytes=50 * MIB, memory_max_bytes=600 * MIB))
+    inner = begun(daemon, Intent(memory_bytes=400 * MIB), outer)
+    innermost = begun(daemon, Intent(memory_bytes=MIB), inner)
+    refused = controller.adjust("web", outer, Intent(memory_max_bytes=399 * MIB))
+    assert refused.decision is Decision.REFUSED and "--memory-max 400M" in refused.suggestion
+    assert controller.call("web", outer).limits.memory_max_bytes == 600 * MIB
+    written: list[str] = []
+    apply = daemon.host.apply_limits
+
+    def applied(call: ToolCall, limits: CallLimits) -> None:
+        written.append(call.id)
+        apply(call, limits)
+
+    daemon.host.apply_limits = applied  # type: ignore[method-assign]
+    assert controller.adjust("web", outer, Intent(memory_max_bytes=500 * MIB)).decision is Decision.GRANTED
+    assert written == [innermost, inner, outer], "children shrink first"
+    assert {daemon.host.calls[each].limits.memory_max_bytes for each in written} == {500 * MIB}
+    written.clear()
+    assert controller.adjust("web", outer, Intent(memory_max_bytes=GIB)).decision is Decision.TRIMMED
+    assert written == [outer], "what is inside may reach what it was answered"
+
+
+@pytest.mark.parametrize("on_exceed", [OnExceed.THROTTLE, OnExceed.EXTEND])
+async def test_a_soft_limit_does_not_shrink_below_what_a_call_holds(
+    daemon: Daemon, on_exceed: OnExceed
+) -> None:
+    await daemon.open("web", GIB)
+    call_id = begun(daemon, Intent(memory_bytes=300 * MIB, memory_max_bytes=400 * MIB, on_exceed=on_exceed))
+    # Page cache is no reason: it goes when it has to.
+    daemon.host.calls[call_id].memory = CallMemory(290 * MIB, 150 * MIB)
+    refused = daemon.controller.adjust("web", call_id, Intent(memory_bytes=100 * MIB))
+    assert refused.decision is Decision.REFUSED and "--memory 155M" in refused.suggestion
+    granted = daemon.controller.adjust("web", call_id, Intent(memory_bytes=155 * MIB))
+    assert granted.decision is Decision.GRANTED
+    assert daemon.host.calls[call_id].limits.memory_high_bytes == 155 * MIB
+    daemon.host.calls[call_id].memory = CallMemory(390 * MIB, 200 * MIB)
+    more = daemon.controller.adjust("web", call_id, Intent(memory_bytes=180 * MIB))
+    assert more.decision is Decision.GRANTED, "to grow is never refused for what is held"
 
 
 async def test_a_session_does_not_shrink_below_what_its_calls_use(daemon: Daemon) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentcgroup.daemon.api import feedback_file
-from agentcgroup.daemon.model import BudgetRequest, ExitStatus, Intent
+from agentcgroup.daemon.model import BudgetRequest, ExitStatus, Intent, Priority
 from agentcgroup.proto.launch import Request
 from tests.integration.harness import DEADLINE_S, GIB, MIB, Daemon, until
 from tests.integration.test_adoption import next_daemon
@@ -81,6 +81,14 @@ async def test_what_an_operator_does_to_the_session_is_in_the_files(daemon: Daem
     daemon.controller.resume()
     found = await document(daemon, lambda found: len(found["messages"]) == 3)
     assert "takes new calls again" in found["messages"][-1]["message"]
+    daemon.controller.update_session("web", BudgetRequest(), Priority.LOW)
+    daemon.controller.update_session("web", BudgetRequest(), Priority.LOW)
+    daemon.controller.update_session("web", BudgetRequest(memory_max_bytes=3 * GIB), None)
+    found = await document(daemon, lambda found: "3072" in found["messages"][-1]["message"])
+    assert [each["message"] for each in found["messages"][3:]] == [
+        "The operator changed the session's priority from normal to low.",
+        "The operator changed the session's limits: 3072 MiB in all.",
+    ]
 
 
 async def test_the_files_hold_a_bounded_number_of_messages(daemon: Daemon) -> None:

@@ -1,10 +1,21 @@
 """A daemon learns from calls that end and offers what it knows, over real gRPC."""
 
+import os
+
 from agentcgroup.daemon.model import BudgetRequest, Intent, Usage
 from agentcgroup.proto.v1 import agent_pb2, operator_pb2 as pb, types_pb2
 from tests.integration.harness import GIB, MIB, Daemon
 
 PYTEST = ["uv", "run", "pytest", "-q"]
+S = 1_000_000_000
+
+
+def begun(daemon: Daemon, session: str, declared: Intent) -> str:
+    """A call of `session` that runs; its id."""
+    call_id = daemon.controller.declare(session, declared).call_id
+    pid = daemon.process(session)
+    daemon.controller.begin_pidfd(session, call_id, pid, os.pidfd_open(pid))
+    return call_id
 
 
 async def ran(
@@ -94,3 +105,17 @@ async def test_a_command_that_is_known_only_when_it_begins_gets_its_figure_then(
     answer = controller.declare("web", Intent())
     call = controller.redeem("web", controller.ticket("web", answer.call_id), PYTEST)
     assert call.limits.memory_bytes == 300 * MIB
+
+
+async def test_a_wait_is_estimated_from_how_long_such_calls_took(daemon: Daemon) -> None:
+    await open_project(daemon, "web")
+    declared = Intent(memory_bytes=3 * GIB, command=tuple(PYTEST))
+    for _ in range(3):
+        call_id = begun(daemon, "web", declared)
+        daemon.clock.time_ns += 100 * S
+        await daemon.controller.finish("web", call_id, 0)
+    begun(daemon, "web", declared)
+    daemon.clock.time_ns += 10 * S
+    queued = daemon.controller.declare("web", declared, wait_ms=600_000)
+    assert queued.queue is not None and queued.queue.estimated_wait_ms is not None
+    assert 80_000 <= queued.queue.estimated_wait_ms <= 90_000 and "less than 1 min 30 s" in queued.message
