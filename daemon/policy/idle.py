@@ -42,13 +42,14 @@ class Ruling:
 def decide(before: Look, now: Look) -> Ruling:
     """Rules on an agent leaf without running calls, by what it did since `before`."""
     elapsed_us = max(1, (now.at_ns - before.at_ns) // 1000)
+    stall_us = now.activity.stall_us - before.activity.stall_us
+    # First: who wakes up and reads back what was taken works, and misses it all the same.
+    if before.asked_bytes and stall_us > _STALL_SHARE * elapsed_us:
+        return Ruling(again=False, reason="it missed what was taken")
     if now.activity.cpu_us - before.activity.cpu_us > _IDLE_CPU_SHARE * elapsed_us:
         return Ruling(reason="it worked on")
-    if before.asked_bytes:
-        if now.activity.stall_us - before.activity.stall_us > _STALL_SHARE * elapsed_us:
-            return Ruling(again=False, reason="it missed what was taken")
-        if (before.freed_bytes or 0) < before.asked_bytes // 4:
-            return Ruling(again=False, reason="nothing cold was left")
+    if before.asked_bytes and (before.freed_bytes or 0) < before.asked_bytes // 4:
+        return Ruling(again=False, reason="nothing cold was left")
     bite_bytes = min(_MOST_BITE_BYTES, max(_LEAST_BITE_BYTES, now.activity.file_bytes // 8))
     if now.activity.file_bytes < _LEAST_BITE_BYTES:
         return Ruling(again=False, reason="nothing cold was left")

@@ -190,9 +190,7 @@ async def test_a_container_has_the_files_where_its_sockets_are(daemon: Daemon, t
     daemon.api.show_feedback("web", mounted)
     call_id = await limited(daemon)
     found = await document(daemon, lambda found: found["calls"])
-    async with asyncio.timeout(DEADLINE_S):
-        while json.loads((mounted / "feedback.json").read_text()) != found:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until(lambda: json.loads((mounted / "feedback.json").read_text()) == found)
     assert found["messages"][0]["call_id"] == call_id and len(found["messages"]) == 1
     mode = stat.S_IMODE((mounted / "feedback.txt").stat().st_mode)
     assert mode == 0o644, "whoever runs in the container may read it"

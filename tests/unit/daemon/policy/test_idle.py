@@ -24,6 +24,7 @@ def test_a_working_runtime_is_left_alone_and_looked_at_again() -> None:
 def test_stall_after_a_bite_ends_it() -> None:
     bitten = look(0, asked_bytes=10 * MIB, freed_bytes=10 * MIB)
     assert not decide(bitten, look(2, stall_ms=3)).again
+    assert not decide(bitten, look(2, stall_ms=3, cpu_ms=900)).again, "it woke up and had to read it back"
     assert decide(bitten, look(2, stall_ms=1)).bite_bytes
 
 
