@@ -52,6 +52,10 @@ struct memory_account {
 	__u64 stalled_ns;
 	__u64 stall_last_ns;
 	__u64 stalled_until_ns;
+
+	/* Guard, of a session: what it has been promised, as of the time that it was looked up, which was not more than that. */
+	__u64 promised_bytes;
+	__u64 promised_at_ns;
 };
 
 /*

@@ -53,7 +53,7 @@ class MemoryAccount(ctypes.Structure):
         ),
         *("over_soft_ns", "over_soft_since_ns", "breaches", "window_at_ns", "window_usage_bytes", "counter"),
         *("asked_ns", "holds", "held_ns", "holds_refused", "told_at_ns", "paid_until_ns", "asked_at_ns"),
-        *("stalls", "stalled_ns", "stall_last_ns", "stalled_until_ns"),
+        *("stalls", "stalled_ns", "stall_last_ns", "stalled_until_ns", "promised_bytes", "promised_at_ns"),
     )
 
 

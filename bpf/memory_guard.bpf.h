@@ -230,8 +230,11 @@ __noinline int guard_charge(u64 pages)
 	if (call->asked_ns)
 		settle(call, task);
 	/* All that is promised fits together, so what a session was promised itself it takes from nobody. */
-	if (session->usage_bytes <= guard->protection_bytes)
+	if (session->usage_bytes <= guard->protection_bytes) {
+		session->promised_bytes = guard->protection_bytes;
+		session->promised_at_ns = session->at_ns;
 		return 0;
+	}
 	free = free_bytes(shared);
 	add_claims(&total, guard->rank, numbers, bpf_ktime_get_ns());
 	hard = severity(&total, numbers, free);
@@ -256,6 +259,15 @@ __noinline int guard_charge(u64 pages)
 	}
 	tell(call, call_id, session_id, &total, needed > free ? needed - free : 0, length);
 	return 0;
+}
+
+/*
+ * Cheaper, for every charge: whether `account` is a session's that stays within what it has been promised, which may be as
+ * old as claims are. Seen by `guard_charge` first, and half of its cost is to find out.
+ */
+static __always_inline bool is_within_promise(const struct memory_account *account, u64 usage_bytes, u64 now)
+{
+	return usage_bytes <= account->promised_bytes && now - account->promised_at_ns < LOOK_EVERY_NS;
 }
 
 /* Cheap, for every charge. While somebody is held it may be that a hold has to be put on the books. */
