@@ -27,6 +27,8 @@ _TOOL_FIRST_S: Final = 0.02
 _REST_S: Final = 0.05
 # Kinds of call for which one may stand; an agent that uses more of them in turn waits for Python.
 _MOST_KINDS: Final = MOST_STANDING
+# An agent that asks for something new again and again has so many prepared in vain, the next once it asks for it twice.
+_MOST_STRANGERS: Final = 2
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ class Preparing:
         self._loop: Final = asyncio.get_running_loop()
         # By what is asked for, the latest last.
         self._kinds: Final[OrderedDict[bytes, _Kind]] = OrderedDict()
+        # Kinds that came new since the last one that was asked for again in time.
+        self._strangers = 0
         # Standing offers: what they are for, and the id of the prepared call.
         self._offers: Final[dict[int, tuple[bytes, str]]] = {}
         controller.watch_room(session, self._prepare_all)
@@ -78,7 +82,10 @@ class Preparing:
         kind = self._kinds.pop(request, None)
         if kind is None or now_s - kind.asked_at_s > self._lifetime_s:
             # The command is another one every time.
-            kind = _Kind(replace(intent, command=()), now_s)
+            self._strangers += 1
+            kind = _Kind(
+                replace(intent, command=()), now_s, depth=1 if self._strangers <= _MOST_STRANGERS else 0
+            )
         else:
             # It was prepared for and is used up: they come faster than that.
             if kind.depth == MOST_STANDING and now_s >= kind.rests_until_s:
@@ -143,6 +150,7 @@ class Preparing:
         assert split is not None and split[0] == request, "the door's thread takes nothing else"
         self._controller.begin_prepared(call_id, Process(began.pid, began.pidfd), split[1], began.at_ns)
         self._controller.counters.placed(Door.PREPARED, began.elapsed_ns / 1e9)
+        self._strangers = 0
         if request in self._kinds:
             self._kinds.move_to_end(request)
             self._kinds[request].asked_at_s = self._loop.time()

@@ -104,6 +104,17 @@ def test_the_next_launch_of_its_kind_goes_into_the_call_that_stands(
     assert following != ready
 
 
+def test_who_asks_for_something_new_each_time_has_it_prepared_once_it_asks_again(
+    daemon: RunningDaemon, operator: OperatorClient, session: str
+) -> None:
+    # Of the latest three kinds, that is: 10M is forgotten for 40M, and neither 30M nor 40M is prepared for.
+    for size, count in (("10M", 1), ("20M", 2), ("30M", 2), ("40M", 1), ("40M", 2)):
+        run(daemon, session, "true", options=("--memory", size))
+        ready = await_standing(daemon, operator, session, count)
+    _, said, _ = run(daemon, session, "cat", "/proc/self/cgroup", options=("--memory", "40M"))
+    assert call_of(said) in ready
+
+
 def test_how_a_tool_ended_is_known_however_soon(
     daemon: RunningDaemon, operator: OperatorClient, session: str, ear: Ear
 ) -> None:
