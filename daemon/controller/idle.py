@@ -17,9 +17,9 @@ _LOOKS_IN_VAIN: Final = 6
 
 @dataclass(slots=True)
 class _Waiting:
-    """A session whose runtime may be waiting: the last look, and what has come of it."""
+    """A session whose runtime may be waiting: the last look, None before the first, and what has come of it."""
 
-    look: idle.Look
+    look: idle.Look | None = None
     in_vain: int = 0
     freed_bytes: int = 0
 
@@ -34,10 +34,9 @@ class IdleReclaim(Protection):
         if not self._may_wait(session):
             self._stop_waiting(session, "it has calls again")
         elif session not in self._waiting:
-            activity = self._host.memory.agent_activity(session)
-            if activity is not None:
-                self._waiting[session] = _Waiting(idle.Look(self._clock.now_ns(), activity))
-                self._look_in(session, self.config.protection.idle_after)
+            # Most have another call before anything has to be read.
+            self._waiting[session] = _Waiting()
+            self._look_in(session, self.config.protection.idle_after // 2)
 
     def _may_wait(self, session: str) -> bool:
         """Whether the session has nothing but its agent runtime, and somebody else may need what that does not."""
@@ -55,6 +54,10 @@ class IdleReclaim(Protection):
             self._stop_waiting(session, "it is not to be waited for any more")
             return
         now = idle.Look(self._clock.now_ns(), activity)
+        if waiting.look is None:
+            waiting.look = now
+            self._look_in(session, self.config.protection.idle_after // 2)
+            return
         ruling = idle.decide(waiting.look, now)
         if ruling.bite_bytes:
             freed = await self._host.memory.reclaim_agent(session, ruling.bite_bytes)
