@@ -161,6 +161,9 @@ class Memory(Protocol):
         """None: this host does not account memory, and there is nothing to protect."""
 
     def session(self, name: str) -> SessionMemory | None: ...
+    def stall_us(self, session: str) -> int | None:
+        """Time in which some task of the session waited for memory (PSI `some`)."""
+
     def calls_memory(self, session: str) -> CallMemory:
         """Of all calls of the session together, without its agent."""
 

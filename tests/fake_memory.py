@@ -27,7 +27,7 @@ class FakeMemory:
     uses: dict[str, FakeUse] = field(default_factory=dict)
     agents: dict[str, int] = field(default_factory=dict)
     agent_cpu_us: dict[str, int] = field(default_factory=dict)
-    stall_us: dict[str, int] = field(default_factory=dict)
+    stalls_us: dict[str, int] = field(default_factory=dict)
     marks: dict[str, int | None] = field(default_factory=dict)
     lows: dict[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     watched: set[str] = field(default_factory=set)
@@ -48,7 +48,10 @@ class FakeMemory:
         if name not in self.host_.sessions:
             return None
         calls = sum(self.uses[each].bytes for each in self._calls_of(name) if each in self.uses)
-        return SessionMemory(self.agents.get(name, 0), calls, self.stall_us.get(name, 0))
+        return SessionMemory(self.agents.get(name, 0), calls)
+
+    def stall_us(self, session: str) -> int | None:
+        return self.stalls_us.get(session, 0)
 
     def call_bytes(self, call_id: str) -> int | None:
         if call_id not in self.host_.calls:
@@ -76,7 +79,7 @@ class FakeMemory:
         if session not in self.host_.sessions:
             return None
         return AgentActivity(
-            self.agent_cpu_us.get(session, 0), self.stall_us.get(session, 0), self.agents.get(session, 0)
+            self.agent_cpu_us.get(session, 0), self.stalls_us.get(session, 0), self.agents.get(session, 0)
         )
 
     async def reclaim_agent(self, session: str, amount_bytes: int) -> int | None:

@@ -33,10 +33,10 @@ from agentcgroup.daemon.model import (
 from agentcgroup.daemon.policy import protection, room
 from agentcgroup.daemon.policy.grounds import Grounds
 from agentcgroup.daemon.policy.protection import Step
+from agentcgroup.daemon.policy.protection_words import word_step
 from agentcgroup.daemon.policy.reading import Reading
 from agentcgroup.daemon.policy.room import CallView, Hold, Rules, Rung, SessionView, View
 from agentcgroup.daemon.policy.shared_limits import Holder
-from agentcgroup.proto.quantity import format_size
 from agentcgroup.proto.words import Action
 
 log = logging.getLogger("agentcgroup.controller")
@@ -57,9 +57,12 @@ class Protection(SharedLimits):
         self._session_stall: dict[str, Reading] = {}
         self._lows: dict[str, tuple[tuple[str, int], ...]] = {}
         self._restless_at_ns = 0
+        self._looked_at_ns = 0
+        # When the last look is paid for, and when the next one is due, if it is armed. Of time.monotonic.
         self._rested_at_s = 0.0
-        # What began or ended is about to be looked at.
-        self._gathers = False
+        self._due_at_s = 0.0
+        # The kernel has said that somebody grows.
+        self._is_woken = False
 
     # ---- asking
 
@@ -91,13 +94,21 @@ class Protection(SharedLimits):
         self._look_at_once()
 
     def _look_at_once(self) -> None:
-        """At once, or as soon as the last look is paid for: the kernel may ask a hundred times a second."""
+        """The kernel asks for it, which it may do a hundred times a second: as soon as the last look is paid for."""
         self._restless_at_ns = self._clock.now_ns()
-        rest_ms = self._rest_ms()
-        if rest_ms <= 0:
+        self._is_woken = True
+        if self._rest_ms() <= 0:
             self._look_around()
         else:
-            self._arm(Timer.PROTECTION_LOOK, "", rest_ms, self._look_around)
+            self._look_within(0)
+
+    def _look_within(self, wait_ms: float) -> None:
+        """No later than that, but for the rest after the last look."""
+        due_at_s = time.monotonic() + max(wait_ms, self._rest_ms()) / 1000
+        if not self._is_armed(Timer.PROTECTION_LOOK, "") or due_at_s < self._due_at_s:
+            self._due_at_s = due_at_s
+            wait_ms = (due_at_s - time.monotonic()) * 1000
+            self._arm(Timer.PROTECTION_LOOK, "", wait_ms, self._look_around)
 
     def _rest_ms(self) -> float:
         """Until the last look is paid for."""
@@ -106,18 +117,34 @@ class Protection(SharedLimits):
     def _raise_mark(self, call: ToolCall) -> None:
         """It has begun: what it was promised it may take before anybody has looked."""
         session = self._ledger.sessions.get(call.session)
-        if session is not None and session.memory_mark_bytes is not None and not call.parent_id:
-            self._set_mark(session, session.memory_mark_bytes + call.limits.memory_bytes)
+        if session is None or session.memory_mark_bytes is None or call.parent_id:
+            return
+        memory, from_bytes = self._host.memory.session(session.name), session.memory_mark_bytes
+        running = [each for each in session.calls.values() if each.is_running]
+        if memory is not None and running == [call]:
+            # What those may have taken that have ended is nobody's.
+            from_bytes = memory.calls_bytes
+        needed_bytes = from_bytes + call.limits.memory_bytes
+        if needed_bytes > session.memory_mark_bytes:
+            self._set_mark(session, needed_bytes)
+            # All marks together are higher now than there is room.
+            self._look_within(_GATHER_MS)
 
     def _memory_shifted(self, session: str) -> None:
         """What is promised to whom is another now, and whatever ended left room."""
         super()._memory_shifted(session)
-        if not self._gathers and (self._has_marks() or self._is_oversold()):
-            self._gathers = True
-            self._arm(Timer.PROTECTION_LOOK, "", max(_GATHER_MS, self._rest_ms()), self._look_around)
+        if self._has_marks() or self._is_oversold():
+            # With a mark for everybody and nobody held all may stay as it is for a while.
+            waits = not self._holds and not self._has_unmarked()
+            self._look_within(self.config.protection.horizon if waits else _GATHER_MS)
 
     def _has_marks(self) -> bool:
         return any(session.memory_mark_bytes is not None for session in self._ledger.sessions.values())
+
+    def _has_unmarked(self) -> bool:
+        return any(
+            session.calls and session.memory_mark_bytes is None for session in self._ledger.sessions.values()
+        )
 
     def _relimit(self, call: ToolCall, limits: CallLimits) -> None:
         super()._relimit(call, limits)
@@ -139,7 +166,6 @@ class Protection(SharedLimits):
     def _look_around(self) -> None:
         began_s = time.thread_time()
         self._disarm(Timer.PROTECTION_LOOK, "")
-        self._gathers = False
         if not self._is_oversold():
             self._let_everybody_go()
             return
@@ -154,13 +180,11 @@ class Protection(SharedLimits):
         self._protect(view)
         if not plan.is_calm:
             self._restless_at_ns = view.now_ns
-        rest_ms = pause_after_ms(began_s)
-        self._rested_at_s = time.monotonic() + rest_ms / 1000
+        self._rested_at_s = time.monotonic() + pause_after_ms(began_s) / 1000
         if view.now_ns - self._restless_at_ns < _LINGER_NS:
             # While nobody is held, the marks tell of whoever grows faster than was seen.
             settings = self.config.protection
-            wait_ms = settings.tick if self._holds else settings.horizon
-            self._arm(Timer.PROTECTION_LOOK, "", max(wait_ms, rest_ms), self._look_around)
+            self._look_within(settings.tick if self._holds else settings.horizon)
 
     def _warn_of_host_memory(self, view: View, plan: protection.Plan) -> None:
         """Of the last of the memory hears who may be ended for it; who is held back hears of that."""
@@ -177,7 +201,8 @@ class Protection(SharedLimits):
         if host is None:
             return None, {}
         now_ns = self._clock.now_ns()
-        _, rates = self._host.memory_growth()
+        rates = self._kernel_rates(now_ns)
+        lowest = self._lowest_rank()
         sessions: list[SessionView] = []
         calls: list[CallView] = []
         readings: dict[str, SessionMemory] = {}
@@ -195,7 +220,9 @@ class Protection(SharedLimits):
                     session.name,
                     session.priority,
                     max(0, session.budget.agent_memory_bytes - memory.agent_bytes),
-                    bool(running) and self._is_stalled(session, memory, now_ns),
+                    bool(running)
+                    and room.RANK[session.priority] < lowest
+                    and self._is_stalled(session, memory, now_ns),
                 )
             )
         live = {call.id for call in calls}
@@ -218,14 +245,21 @@ class Protection(SharedLimits):
         )
         return view, readings
 
-    def _call_views(self, session: Session, now_ns: int, rates: Mapping[str, Growth]) -> list[CallView]:
-        """Calls that run, or would but for us. What others have frozen does not grow, and is theirs to thaw.
+    def _kernel_rates(self, now_ns: int) -> Mapping[str, Growth]:
+        """The kernel's word on how calls grow, where reads say nothing yet: after a lull, or when growth has woken us."""
+        lull_ns = now_ns - self._looked_at_ns
+        wants = self._is_woken or lull_ns > 2 * self.config.protection.horizon * 1_000_000
+        self._looked_at_ns, self._is_woken = now_ns, False
+        return self._host.memory_growth()[1] if wants else {}
 
-        `rates` is the kernel's word, where there is one: at the first look for a while nothing else says how fast it is.
-        """
+    def _lowest_rank(self) -> int:
+        return max((room.RANK[session.priority] for session in self._ledger.sessions.values()), default=0)
+
+    def _call_views(self, session: Session, now_ns: int, rates: Mapping[str, Growth]) -> list[CallView]:
+        """Calls that run, or would but for us. What others have frozen does not grow, and is theirs to thaw."""
         found = []
         for call in session.calls.values():
-            if call.parent_id or call.state not in (CallState.RUNNING, CallState.FROZEN):
+            if call.parent_id or not call.is_running:
                 continue
             if call.frozen_by - {FreezeCause.PROTECTION} or call.started_at_ns is None:
                 continue
@@ -256,13 +290,14 @@ class Protection(SharedLimits):
         return found
 
     def _is_stalled(self, session: Session, memory: SessionMemory, now_ns: int) -> bool:
-        if memory.stall_us is None:
-            return False
         # At its own limit it waits for itself.
         if memory.calls_bytes >= session.budget.calls_memory_bytes * 98 // 100:
             return False
-        reading = self._session_stall.setdefault(session.name, Reading(memory.stall_us, now_ns))
-        return reading.update(memory.stall_us, now_ns, decays=False) > _STALLED_SHARE * 1_000_000
+        stall_us = self._host.memory.stall_us(session.name)
+        if stall_us is None:
+            return False
+        reading = self._session_stall.setdefault(session.name, Reading(stall_us, now_ns))
+        return reading.update(stall_us, now_ns, decays=False) > _STALLED_SHARE * 1_000_000
 
     # ---- doing
 
@@ -301,42 +336,16 @@ class Protection(SharedLimits):
             deadline_at_ns=step.hold.deadline_at_ns if step.hold else None,
             because=because,
         )
-        self._tell_of_step(step, call, was_frozen=was_frozen)
-
-    def _tell_of_step(self, step: Step, call: ToolCall, *, was_frozen: bool) -> None:
-        advice = (
-            f"Wait; or release memory, or run less at a time: {format_size(step.call.usage_bytes)} are in use and"
-            f" {format_size(step.call.promised_bytes)} were promised."
+        words = word_step(step, self._protection_rules.freeze_limit_ms, was_frozen=was_frozen)
+        self._say(
+            words.kind,
+            call.session,
+            words.message,
+            call=call,
+            level=words.level,
+            advice=words.advice,
+            held_until_ns=step.hold.deadline_at_ns if step.hold else None,
         )
-        until_ns = step.hold.deadline_at_ns if step.hold else None
-        match step.action:
-            case Action.FROZEN:
-                seconds = self._protection_rules.freeze_limit_ms / 1000
-                words = f"Frozen for at most {seconds:g} s, nothing is lost. {step.reason}"
-                self._say(
-                    FeedbackKind.FROZEN,
-                    call.session,
-                    words,
-                    call=call,
-                    level=Level.CRITICAL,
-                    advice=advice,
-                    held_until_ns=until_ns,
-                )
-            case Action.SLOWED:
-                kind = FeedbackKind.THAWED if was_frozen else FeedbackKind.THROTTLED
-                words = f"Slowed down where it takes more memory. {step.reason}"
-                self._say(
-                    kind,
-                    call.session,
-                    words,
-                    call=call,
-                    level=Level.TIGHT,
-                    advice=advice,
-                    held_until_ns=until_ns,
-                )
-            case _:
-                kind = FeedbackKind.THAWED if was_frozen else FeedbackKind.RELEASED
-                self._say(kind, call.session, f"Goes on. {step.reason}", call=call, level=Level.AMPLE)
 
     def _set_marks(self, allowances: dict[str, int], readings: dict[str, SessionMemory]) -> None:
         for name, memory in readings.items():
@@ -361,11 +370,9 @@ class Protection(SharedLimits):
         live = {session.name for session in view.sessions}
         self._lows = {name: promises for name, promises in self._lows.items() if name in live}
         self._session_stall = {name: one for name, one in self._session_stall.items() if name in live}
-        lowest = max(
-            (session.priority for session in view.sessions), key=room.RANK.__getitem__, default=None
-        )
+        lowest = self._lowest_rank()
         for session in view.sessions:
-            is_above = lowest is not None and room.RANK[session.priority] < room.RANK[lowest]
+            is_above = room.RANK[session.priority] < lowest
             self._host.memory.watch_stall(session.name, is_above)
             wanted: tuple[tuple[str, int], ...] = ()
             if session.priority is Priority.HIGH:

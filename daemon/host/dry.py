@@ -50,6 +50,9 @@ class _NoMemory:
     def session(self, name: str) -> SessionMemory | None:
         return None
 
+    def stall_us(self, session: str) -> int | None:
+        return None
+
     def call_bytes(self, call_id: str) -> int | None:
         return None
 

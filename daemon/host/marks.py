@@ -100,12 +100,17 @@ class MemoryMarks:
             return None
         try:
             agent, calls = group.agent.read(files.MEMORY_CURRENT), group.calls.read(files.MEMORY_CURRENT)
-            pressure = group.cgroup.read(files.MEMORY_PRESSURE)
         except CgroupGone:
             return None
-        if agent is None or calls is None:
+        return SessionMemory(agent, calls) if agent is not None and calls is not None else None
+
+    def stall_us(self, session: str) -> int | None:
+        group = self._sessions.get(session)
+        try:
+            pressure = group.cgroup.read(files.MEMORY_PRESSURE) if group else None
+        except CgroupGone:
             return None
-        return SessionMemory(agent, calls, pressure.some.total_us if pressure and pressure.some else None)
+        return pressure.some.total_us if pressure and pressure.some else None
 
     def calls_memory(self, session: str) -> CallMemory:
         group = self._sessions.get(session)

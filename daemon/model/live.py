@@ -163,3 +163,8 @@ class ToolCall:
     @property
     def is_live(self) -> bool:
         return self.state not in (CallState.ENDING, CallState.ENDED)
+
+    @property
+    def is_running(self) -> bool:
+        """It has processes that are not to end: they run, or stand still."""
+        return self.state in (CallState.RUNNING, CallState.FROZEN)

@@ -66,11 +66,10 @@ class HostMemory:
 
 @dataclass(frozen=True, slots=True)
 class SessionMemory:
-    """Use of a session's agent runtime and of its calls; `stall_us`: PSI, time in which some task waited for memory."""
+    """Use of a session's agent runtime and of its calls."""
 
     agent_bytes: int
     calls_bytes: int
-    stall_us: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,10 +298,11 @@ async def test_a_waiting_agent_gives_back_until_it_misses_something(idle: World)
     call = idle.call("waiting")
     assert not idle.controller._is_armed(Timer.IDLE, "waiting"), "not while a call runs"
     await idle.controller.kill_call(call.id, "")
-    await _next_idle_look(idle, 1000)
+    await _next_idle_look(idle, 500)
+    await _next_idle_look(idle, 500)
     await _next_idle_look(idle, 2000)
     assert idle.memory.agents["waiting"] == (256 - 32 - 28) * MIB
-    idle.memory.stall_us["waiting"] = 100_000
+    idle.memory.stalls_us["waiting"] = 100_000
     await _next_idle_look(idle, 2000)
     assert idle.memory.agents["waiting"] == (256 - 32 - 28) * MIB
     assert not idle.controller._is_armed(Timer.IDLE, "waiting")
@@ -314,7 +315,8 @@ async def test_a_call_that_begins_ends_the_giving_back(idle: World) -> None:
     idle.memory.agents["waiting"] = 256 * MIB
     await idle.session("other", Priority.NORMAL)
     await idle.session("waiting", Priority.NORMAL)
-    await _next_idle_look(idle, 1000)
+    await _next_idle_look(idle, 500)
+    await _next_idle_look(idle, 500)
     idle.call("waiting")
     assert not idle.controller._is_armed(Timer.IDLE, "waiting")
     assert idle.memory.agents["waiting"] == 224 * MIB
@@ -342,7 +344,27 @@ async def test_a_mark_is_no_trap_for_calls_that_begin(world: World) -> None:
     assert before is not None and after is not None and after - before == 200 * MIB
 
 
-async def test_the_first_look_for_a_while_goes_by_the_kernels_word(world: World) -> None:
+async def test_who_begins_in_the_room_of_one_that_ended_changes_nothing(world: World) -> None:
+    for name in ("a", "b"):
+        await world.session(name, Priority.NORMAL)
+    world.call("a", declared=700, wants=100, has=100)
+    first = world.call("b", declared=200, wants=200, has=200)
+    await asyncio.sleep(0)
+    world.look()
+    mark = world.memory.marks["b"]
+    await world.controller.kill_call(first.id, "")
+    await world.controller.settle()
+    reads = world.memory.reads
+    world.call("b", declared=150)
+    await asyncio.sleep(0)
+    assert mark is not None and world.memory.marks["b"] == mark, "its session's headroom is large enough"
+    await asyncio.sleep(0.05)
+    assert world.memory.reads == reads, "nobody looks at once"
+    assert world.controller._is_armed(Timer.PROTECTION_LOOK, "")
+
+
+@pytest.mark.parametrize("woken", [False, True])
+async def test_the_kernels_word_counts_after_a_lull_or_when_it_wakes_us(world: World, woken: bool) -> None:
     await world.session("top", Priority.HIGH)
     await world.session("low", Priority.LOW)
     world.call("top", declared=500, wants=400, has=400)
@@ -353,6 +375,13 @@ async def test_the_first_look_for_a_while_goes_by_the_kernels_word(world: World)
     growth = Growth(300 * MIB, 2_000 * MIB, 2_000 * MIB, over_soft_us=0, is_over_soft=False, breaches=1)
     world.daemon.host.call_growth[low.id] = growth
     world.look()
+    assert world.decided(low) == before, "its own reads say that it stands still"
+    if woken:
+        world.controller._rested_at_s = 0
+        world.controller.memory_mark_crossed("low")
+    else:
+        world.daemon.clock.time_ns += 1_000_000_000
+        world.look()
     assert world.decided(low) == [*before, Action.SLOWED]
     # It has stopped since: what the kernel remembers of it is nothing to freeze it for.
     await world.run(300)
