@@ -149,6 +149,13 @@ class _Room:
         for key in waiter.levels:
             self._keep(self.claimed, key, waiter)
 
+    def claim_all(self, waiting: Iterable[Waiter]) -> None:
+        """What is kept for those of `waiting` that are overdue, and for nobody else."""
+        self.unclaim()
+        for each in waiting:
+            if is_overdue(each) and self.sessions[each.session].is_open:
+                self.claim(each)
+
     def prefer(self, waiter: Waiter) -> None:
         """Keeps what `waiter` is short of from those of lower priority; where it is not, they are in nobody's way."""
         for key in waiter.levels:
@@ -241,11 +248,23 @@ def _fill(room: _Room, waiting: list[Waiter]) -> tuple[list[Waiter], list[Waiter
             return granted, waiting
         room.take(chosen)
         granted.append(chosen)
-        waiting = [
-            replace(each, passed=each.passed + 1) if room.is_passed(each, chosen) else each
-            for each in waiting
-            if each is not chosen
-        ]
+        waiting = _passed(room, [each for each in waiting if each is not chosen], chosen)
+
+
+def _passed(room: _Room, waiting: list[Waiter], chosen: Waiter) -> list[Waiter]:
+    """`waiting` with everybody counted whom `chosen` passes.
+
+    What is kept for those who become overdue by it keeps others waiting, too, so they are counted with it: else calls that
+    are kept out by one after the other of these would never be overdue themselves.
+    """
+    counted: set[str] = set()
+    while True:
+        room.claim_all(waiting)
+        passed = {each.id for each in waiting if each.id not in counted and room.is_passed(each, chosen)}
+        waiting = [replace(each, passed=each.passed + 1) if each.id in passed else each for each in waiting]
+        if not any(is_overdue(each) for each in waiting if each.id in passed):
+            return waiting
+        counted |= passed
 
 
 def _first(room: _Room, waiting: Sequence[Waiter]) -> Waiter | None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from agentcgroup.daemon.model import CpuClass, Priority, Usage
 from agentcgroup.daemon.policy import queue
@@ -152,6 +152,16 @@ def test_calls_of_a_frozen_session_keep_their_place_and_nobody_waits_for_them() 
     assert standing(found) == ["frozen"]
 
 
+def test_what_is_kept_for_overdue_calls_that_came_later_passes_those_before_them() -> None:
+    """Two of a busy session are overdue; the first of them fits, and what the other keeps of the host keeps `early` out."""
+    early = waiter("early", 10, 1, session="low", cpu_class=CpuClass.NORMAL, waited_ms=YIELDS_MS)
+    late = [waiter(name, 700, number, passed=BYPASSES_MAX) for number, name in ((2, "first"), (3, "second"))]
+    low = replace(WEB, priority=Priority.LOW)
+    found = plan(view(early, *late, host_free=1200, low=low))
+    assert granted(found) == ["first"]
+    assert {each.id: each.passed for each in found.standing}["early"] == 1
+
+
 def test_the_number_of_calls_is_a_bound_like_memory() -> None:
     assert granted(plan(view(waiter("a", 1, 1), waiter("b", 1, 2), web=replace(WEB, calls_free=1)))) == ["a"]
     none = replace(view(waiter("a", 1, 1)), calls_free=0)
@@ -297,6 +307,18 @@ def test_whatever_comes_no_level_is_overdrawn_and_everybody_gets_in(
     st.integers(1, TOTAL),
     st.sampled_from(list(CpuClass)),
     st.lists(arrivals, min_size=1, max_size=12),
+)
+# Once kept out for ever by what was kept for calls of "b" that came later and waited for their own session.
+@example(
+    1,
+    CpuClass.INTERACTIVE,
+    [
+        ("b", 781, CpuClass.INTERACTIVE, 1),
+        *[("a", 1, CpuClass.INTERACTIVE, 1)] * 6,
+        ("b", 1, CpuClass.INTERACTIVE, 1),
+        ("b", 716, CpuClass.INTERACTIVE, 1),
+        ("c", 503, CpuClass.INTERACTIVE, 1),
+    ],
 )
 def test_no_stream_of_later_calls_keeps_one_out(
     need: int, cpu_class: CpuClass, stream: list[tuple[str, int, CpuClass, int]]
