@@ -55,7 +55,7 @@ def _parsed(field: str, text: str, parse: Callable[[str], int]) -> int:
     try:
         return parse(text)
     except BadQuantity as error:
-        raise InvalidRequest(str(error), field=field) from None
+        raise InvalidRequest(f"{field}: {error}", field=field) from None
 
 
 def _whole(field: str, value: object) -> int | None:

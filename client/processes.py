@@ -14,7 +14,8 @@ def reference(pid: int) -> ProcessRef:
     """
     try:
         pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
+    # No pid_t holds what overflows.
+    except (ProcessLookupError, OverflowError):
         raise NotFound(f"there is no process {pid}", "Name a process that is running", field="pid") from None
     except OSError:
         # No pidfd_open (a seccomp filter, an old kernel): the start time alone guards.

@@ -66,9 +66,14 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         at = head.index("--")
         head, behind = head[:at], head[at + 1 :]
     parser = build_parser()
-    arguments = parser.parse_args(head)
+    arguments, unknown = parser.parse_known_args(head)
+    if arguments.command == "run":
+        parser.error("run stands first: agentcg run OPTIONS -- COMMAND")
+    # Told by the command that was meant, not by agentcg itself.
+    if unknown:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if behind is not None and not hasattr(arguments, "takes_behind"):
-        parser.error(f"nothing can stand behind -- here: {' '.join(behind)}")
+        arguments.parser.error(f"nothing can stand behind -- here: {' '.join(behind)}")
     arguments.behind = behind
     return arguments
 
@@ -91,7 +96,9 @@ def carry_out(words: Sequence[str]) -> int:
         return status
     except ClientError as error:
         status = status_of(error)
-        output.complain(error, json_wanted=arguments.json, exit_status=status)
+        output.complain(
+            error, json_wanted=arguments.json, exit_status=status, option_names=arguments.option_names
+        )
         return status
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED

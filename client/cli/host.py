@@ -5,6 +5,7 @@ import time
 from typing import Final
 
 from agentcgroup.client.cli import options
+from agentcgroup.client.cli.naming import DRAIN_OPTIONS
 from agentcgroup.client.cli.output import print_json, shown
 from agentcgroup.client.cli.statuses import ExitStatus
 
@@ -31,6 +32,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
             "agentcg host drain --deadline 10m --wait --json",
         ),
     )
+    drain.set_defaults(option_names=DRAIN_OPTIONS)
     options.add_reason(drain)
     drain.add_argument("--deadline", metavar="TIME", help="kill what still runs after this: 10m")
     drain.add_argument("--wait", action="store_true", help="return when no call runs any more")

@@ -7,6 +7,7 @@ from typing import Any, Final
 from agentcgroup.client import places
 from agentcgroup.client.agent_client import Client
 from agentcgroup.client.arguments import BudgetArguments, IntentArguments
+from agentcgroup.client.cli.naming import BUDGET_OPTIONS, LIMITS_OPTIONS
 from agentcgroup.client.cli.statuses import as_help
 from agentcgroup.client.errors import InvalidRequest
 from agentcgroup.client.operator_client import OperatorClient
@@ -16,6 +17,7 @@ Run = Callable[[argparse.Namespace], int]
 # argparse calls what add_subparsers returns a private name.
 Subparsers = Any
 
+_MOST_WHOLE: Final = 2**32 - 1
 _JSON_HELP: Final = "print JSON with the field names of proto/v1; errors are a JSON line on standard error"
 
 
@@ -39,7 +41,7 @@ def add_command(
     )
     parser.epilog = told + as_help(parser.prog.partition(" ")[2])
     parser.add_argument("--json", action="store_true", help=_JSON_HELP)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser, option_names={})
     return parser
 
 
@@ -129,13 +131,17 @@ def labels_of(arguments: argparse.Namespace) -> dict[str, str]:
     return labels
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
+    """A type for argparse: a number as pids, uids and counts are, which the API carries in 32 bits."""
     if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from 0 up")
+    if len(text) > 10 or int(text) > _MOST_WHOLE:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is more than {_MOST_WHOLE}")
     return int(text)
 
 
 def add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(option_names=BUDGET_OPTIONS)
     group = parser.add_argument_group(
         "budget", "What the session may use in all. Left out: the daemon's default, or unchanged."
     )
@@ -145,9 +151,9 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--swap", metavar="SIZE", help="most swap, 0 for none")
     group.add_argument("--cpu", metavar="CPUS", help="CPU cap: 2 or 1500m")
-    group.add_argument("--weight", metavar="N", type=_whole, help="share against other sessions, 1 to 10000")
-    group.add_argument("--pids", metavar="N", type=_whole, help="most processes and threads")
-    group.add_argument("--calls", metavar="N", type=_whole, help="most calls at once")
+    group.add_argument("--weight", metavar="N", type=whole, help="share against other sessions, 1 to 10000")
+    group.add_argument("--pids", metavar="N", type=whole, help="most processes and threads")
+    group.add_argument("--calls", metavar="N", type=whole, help="most calls at once")
     priorities = [each.value for each in Priority]
     group.add_argument("--priority", choices=priorities, help="who is served first when the host is short")
 
@@ -175,14 +181,15 @@ def budget_of(arguments: argparse.Namespace) -> BudgetArguments:
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """The limits that a running call can be given anew."""
+    parser.set_defaults(option_names=LIMITS_OPTIONS)
     group = parser.add_argument_group("limits", "Left out: unchanged.")
     group.add_argument("--memory", metavar="SIZE", help="memory it is expected to need: 2G")
     group.add_argument("--memory-max", metavar="SIZE", help="memory at which it is stopped")
     group.add_argument("--cpu", metavar="CPUS", help="CPU cap: 1.5 or 1500m")
     group.add_argument(
-        "--weight", metavar="N", type=_whole, help="share against its sibling calls, 1 to 10000"
+        "--weight", metavar="N", type=whole, help="share against its sibling calls, 1 to 10000"
     )
-    group.add_argument("--pids", metavar="N", type=_whole, help="most processes and threads")
+    group.add_argument("--pids", metavar="N", type=whole, help="most processes and threads")
     group.add_argument(
         "--timeout", metavar="TIME", help="killed when it has run this long since its start: 10m"
     )

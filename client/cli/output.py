@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Final
 
+from agentcgroup.client.cli.naming import in_options
 from agentcgroup.client.errors import ClientError
 from agentcgroup.proto.quantity import format_cpu, format_duration, format_size
 
 NOTHING: Final = "-"
+NO_NAMES: Final[Mapping[str, str]] = {}
 
 
 def as_json(value: Any) -> Any:
@@ -130,18 +132,21 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
         print(f"{name.ljust(width)}  {shown(value)}")
 
 
-def complain(error: ClientError, *, json_wanted: bool, exit_status: int) -> None:
-    """What went wrong and what to do about it, on standard error."""
+def complain(
+    error: ClientError, *, json_wanted: bool, exit_status: int, option_names: Mapping[str, str] = NO_NAMES
+) -> None:
+    """What went wrong and what to do about it, on standard error; `option_names`: see naming.in_options."""
+    cause, next_step = (in_options(text, option_names) for text in (error.cause, error.next_step))
     if json_wanted:
         told = {
             "error": type(error).__name__,
-            "cause": error.cause,
-            "next_step": error.next_step,
+            "cause": cause,
+            "next_step": next_step,
             "field": error.field,
             "exit_status": exit_status,
         }
         print(json.dumps(told), file=sys.stderr)
         return
-    for line in (error.cause, error.next_step):
+    for line in (cause, next_step):
         if line:
             print(f"agentcg: {shown(line)}", file=sys.stderr)

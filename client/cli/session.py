@@ -35,8 +35,10 @@ def add_parser(subparsers: options.Subparsers) -> None:
         ),
     )
     create.add_argument("name", help="1 to 63 characters of a-z, 0-9, '.', '_', '-'")
-    create.add_argument("--owner-uid", type=int, metavar="UID", help="who may use its sockets; default root")
-    create.add_argument("--owner-gid", type=int, metavar="GID")
+    create.add_argument(
+        "--owner-uid", type=options.whole, metavar="UID", help="who may use its sockets; default root"
+    )
+    create.add_argument("--owner-gid", type=options.whole, metavar="GID")
     create.add_argument(
         "--ends-with-agent", action="store_true", help="remove it when its last agent process ends"
     )
@@ -77,7 +79,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         options.add_operator_socket(parser)
     for parser in (freeze, kill, remove):
         options.add_reason(parser)
-    place.add_argument("pid", type=int)
+    place.add_argument("pid", type=options.whole)
     session_run.add_parser(group)
 
 

@@ -42,12 +42,12 @@ def _shown(text: str, most: int = 80) -> str:
 
 
 def _worded(field: str, value: int) -> str:
-    """`value` as written, and in words when the bare number is hard to read."""
-    if field.endswith("_bytes") and value >= 1024:
+    """`value` as written, and in words with its unit."""
+    if field.endswith("_bytes"):
         return f"{value} ({format_size(value)})"
-    if field.endswith("_ms") and value >= 1000:
+    if field.endswith("_ms"):
         return f"{value} ({format_duration(value)})"
-    if field.endswith("_milli") and value >= 1000:
+    if field.endswith("_milli"):
         return f"{value} ({format_cpu(value)})"
     return str(value)
 
