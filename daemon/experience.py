@@ -32,6 +32,12 @@ class Experience:
         self._rules = rules
         self._kinds: OrderedDict[tuple[str, str], _Kind] = OrderedDict()
 
+    def use_rules(self, rules: suggest.Rules) -> None:
+        """From now on figures are made by `rules`, also of what was learned before."""
+        self._rules = rules
+        for kind in self._kinds.values():
+            kind.suggestion = None
+
     def learn(self, entries: Iterable[HistoryEntry]) -> int:
         """Takes in ended calls, oldest first; how many of them taught something."""
         learned = 0

@@ -23,6 +23,7 @@ LIVE: Final = frozenset(
         "session",
         "call",
         "queue",
+        "suggest",
         "daemon.log_level",
         "daemon.on_stop",
         "host.sessions_max",

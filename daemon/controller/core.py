@@ -103,6 +103,11 @@ class World:
     feed: Feed
 
 
+def _suggest_rules(config: Config) -> suggest.Rules:
+    rules = config.suggest
+    return suggest.Rules(rules.quantile, rules.headroom, rules.floor, rules.least_runs, rules.half_life)
+
+
 class Core(Timers):
     """State and small words; the verbs are in Sessions, Calls and Endings, which together make the Controller."""
 
@@ -123,15 +128,13 @@ class Core(Timers):
         self._started_at_ns = world.clock.now_ns()
         self._last_event_number = world.history.last_event_number
         self._drain: Drain | None = None
-        rules = world.config.suggest
-        self._experience = Experience(
-            suggest.Rules(rules.quantile, rules.headroom, rules.floor, rules.least_runs, rules.half_life)
-        )
+        self._experience = Experience(_suggest_rules(world.config))
         self.use_config(world.config)
 
     def use_config(self, config: Config) -> None:
         """From now on `config` is in force; what is granted already stays granted."""
         self.config = config
+        self._experience.use_rules(_suggest_rules(config))
         defaults = config.call
         self._defaults = CallDefaults(
             memory_bytes=defaults.memory,

@@ -2,6 +2,8 @@
 
 import os
 
+import msgspec
+
 from agentcgroup.daemon.model import BudgetRequest, Intent, Usage
 from agentcgroup.proto.v1 import agent_pb2, operator_pb2 as pb, types_pb2
 from tests.integration.harness import GIB, MIB, Daemon
@@ -119,3 +121,16 @@ async def test_a_wait_is_estimated_from_how_long_such_calls_took(daemon: Daemon)
     queued = daemon.controller.declare("web", declared, wait_ms=600_000)
     assert queued.queue is not None and queued.queue.estimated_wait_ms is not None
     assert 80_000 <= queued.queue.estimated_wait_ms <= 90_000 and "less than 1 min 30 s" in queued.message
+
+
+async def test_a_reload_changes_the_figures_of_what_was_learned_before(daemon: Daemon) -> None:
+    await open_project(daemon, "web")
+    for _ in range(3):
+        await ran(daemon, "web", 500 * MIB)
+    assert (await asked(daemon, "django")).memory_bytes == 600 * MIB
+    rules = msgspec.structs.replace(daemon.config.suggest, headroom=2.0)
+    daemon.file = msgspec.structs.replace(daemon.config, suggest=rules)
+    response = await daemon.operator.ReloadConfiguration(pb.ReloadConfigurationRequest())
+    assert [(each.key, each.is_live) for each in response.changes] == [("suggest.headroom", True)]
+    assert (await asked(daemon, "django")).memory_bytes == 1000 * MIB
+    assert (await ran(daemon, "web", 500 * MIB)).granted.memory_bytes == 1000 * MIB
