@@ -104,6 +104,9 @@ class HostListener(Protocol):
     def memory_mark_crossed(self, session: str) -> None:
         """The calls of the session use more than their mark, see Memory.set_mark."""
 
+    def memory_limit_met(self, session: str) -> None:
+        """The session has met its memory.max, see Memory.await_limit; "": all together have, or stall for want of memory."""
+
     def memory_stalled(self, session: str) -> None:
         """Tasks of a watched session waited for memory a tenth of the time; see Memory.watch_stall."""
 
@@ -166,6 +169,15 @@ class Memory(Protocol):
 
     def calls_memory(self, session: str) -> CallMemory:
         """Of all calls of the session together, without its agent."""
+
+    def agent_memory(self, session: str) -> CallMemory:
+        """Of the session's agent runtime."""
+
+    def await_limit(self, session: str) -> None:
+        """Has `memory_limit_met` told, once, when the session is at its memory.max again; "": the limit of all sessions."""
+
+    def watch_host_stall(self, on: bool) -> None:
+        """Whether `memory_limit_met("")` is told, too, when tasks of any session wait for memory a tenth of the time."""
 
     def call_bytes(self, call_id: str) -> int | None: ...
     def set_mark(self, session: str, mark_bytes: int | None) -> None:

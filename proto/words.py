@@ -180,6 +180,7 @@ class Limit(StrEnum):
     CALL_DEADLINE = "call_deadline"
     SESSION_MEMORY = "session_memory"
     SESSION_PROCESSES = "session_processes"
+    AGENT_MEMORY = "agent_memory"
     HOST_MEMORY = "host_memory"
 
 

@@ -34,6 +34,9 @@ class FakeMemory:
     # Sessions whose marks nobody listens to at present.
     deaf: set[str] = field(default_factory=set)
     victims: list[str] = field(default_factory=list)
+    # Whose next meeting of a limit is told, and whether stall of all sessions is.
+    awaited: set[str] = field(default_factory=set)
+    is_stall_watched: bool = False
     reads: int = 0
 
     # ---- the port
@@ -62,6 +65,25 @@ class FakeMemory:
         held = [self.host_.call_memory(each).held_bytes for each in self._calls_of(session)]
         known = sum(each for each in held if each is not None)
         return CallMemory(known, known)
+
+    def agent_memory(self, session: str) -> CallMemory:
+        self.reads += 1
+        if session not in self.agents:
+            return CallMemory()
+        return CallMemory(self.agents[session], self.agents[session])
+
+    def await_limit(self, session: str) -> None:
+        self.awaited.add(session)
+
+    def watch_host_stall(self, on: bool) -> None:
+        self.is_stall_watched = on
+
+    def meet_limit(self, session: str) -> None:
+        """The session, or "" all together, meet their limit; who awaits it is told, once."""
+        if session in self.awaited:
+            self.awaited.discard(session)
+            assert self.host_.listener is not None
+            self.host_.listener.memory_limit_met(session)
 
     def set_mark(self, session: str, mark_bytes: int | None) -> None:
         self.marks[session] = mark_bytes

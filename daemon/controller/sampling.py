@@ -5,7 +5,7 @@ A call's curve is bounded: when it is full, each two neighbours become one, the 
 
 from typing import Final
 
-from agentcgroup.daemon.controller.idle import IdleReclaim
+from agentcgroup.daemon.controller.outer_limits import OuterLimits
 from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.model import ToolCall
 
@@ -13,7 +13,7 @@ INTERVAL_MS: Final = 1000
 SAMPLES_KEPT: Final = 128
 
 
-class Sampling(IdleReclaim):
+class Sampling(OuterLimits):
     def _begin_samples(self, call: ToolCall) -> None:
         if self.config.history.samples and call.is_live:
             self._sample_in(call, INTERVAL_MS)

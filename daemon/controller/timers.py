@@ -33,11 +33,13 @@ class Timer(enum.StrEnum):
     # Of a session.
     SESSION_LIMIT = "session limit"
     REFUSALS = "refusals"
+    AGENT_MEMORY = "agent memory"
     IDLE = "idle"
     MISSED = "missed"
     # The only one of its kind; its key is "".
     PROTECTION_LOOK = "protection look"
     QUEUE_LOOK = "queue look"
+    HOST_MEMORY = "host memory"
     DRAIN = "drain"
 
 

@@ -42,6 +42,15 @@ def _available_bytes() -> int:
     return int(found[1]) * 1024 if found else psutil.virtual_memory().available
 
 
+def _met(cgroup: Cgroup) -> int:
+    """How often the cgroup's own limit was met."""
+    try:
+        events = cgroup.read(files.MEMORY_EVENTS_LOCAL)
+    except CgroupGone:
+        return 0
+    return (events.max if events else None) or 0
+
+
 class MemoryMarks:
     """Reads, marks and triggers for the sessions of one root. Lives on the event loop."""
 
@@ -62,6 +71,8 @@ class MemoryMarks:
         self._watches: dict[str, int | None] = {}
         self._triggers: dict[str, PsiTrigger] = {}
         self._lows: dict[str, int] = {}
+        self._awaited: dict[str, int] = {}
+        self._host_trigger: PsiTrigger | None = None
 
     def listen(self, listener: HostListener) -> None:
         self._listener = listener
@@ -69,11 +80,13 @@ class MemoryMarks:
     def close(self) -> None:
         for session in list(self._triggers):
             self.watch_stall(session, False)
+        self.watch_host_stall(False)
 
     def forget(self, session: str) -> None:
         """The session is going: its watches end."""
         self.watch_stall(session, False)
         self._forget_mark(session)
+        self._stop_awaiting(session)
         if self._lows.pop(session, 0):
             self._write_root_low()
 
@@ -115,6 +128,10 @@ class MemoryMarks:
     def calls_memory(self, session: str) -> CallMemory:
         group = self._sessions.get(session)
         return memory_of(group.calls) if group else CallMemory()
+
+    def agent_memory(self, session: str) -> CallMemory:
+        group = self._sessions.get(session)
+        return memory_of(group.agent) if group else CallMemory()
 
     def call_bytes(self, call_id: str) -> int | None:
         group = self._calls.get(call_id)
@@ -198,6 +215,49 @@ class MemoryMarks:
 
     def _write_root_low(self) -> None:
         self._root.write_if_present(files.MEMORY_LOW, sum(self._lows.values()))
+
+    # ---- limits met
+
+    def await_limit(self, session: str) -> None:
+        """By memory.events.local: `max` counts how often the cgroup itself was about to go over (cgroup-v2.rst)."""
+        group = self._sessions.get(session)
+        cgroup = group.cgroup if group else None if session else self._root
+        if cgroup is None or session in self._awaited:
+            return
+        seen = _met(cgroup)
+
+        def changed() -> None:
+            if _met(cgroup) > seen:
+                self._stop_awaiting(session)
+                if self._listener is not None:
+                    self._listener.memory_limit_met(session)
+
+        try:
+            self._awaited[session] = self._changes.watch(cgroup, files.MEMORY_EVENTS_LOCAL, changed)
+        except CgroupError as error:
+            log.debug("%s: that it meets its limit is not told: %s", cgroup.path, error)
+
+    def _stop_awaiting(self, session: str) -> None:
+        watch_id = self._awaited.pop(session, None)
+        if watch_id is not None:
+            self._changes.forget(watch_id)
+
+    def watch_host_stall(self, on: bool) -> None:
+        loop = asyncio.get_running_loop()
+        if self._host_trigger is not None and not on:
+            loop.remove_reader(self._host_trigger.fileno())
+            self._host_trigger.close()
+            self._host_trigger = None
+        elif self._host_trigger is None and on:
+            self._host_trigger = self._open_trigger(self._root)
+            if self._host_trigger is not None:
+                loop.add_reader(self._host_trigger.fileno(), self._host_stalled)
+
+    def _host_stalled(self) -> None:
+        if self._host_trigger is not None and self._host_trigger.is_gone():
+            self.watch_host_stall(False)
+        elif self._listener is not None:
+            self._listener.memory_limit_met("")
 
     # ---- stall
 

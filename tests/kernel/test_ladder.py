@@ -188,3 +188,44 @@ def test_a_call_without_room_is_frozen_and_goes_on_when_another_ends(
     clamped, stopped = kinds.index(FeedbackKind.THROTTLED), kinds.index(FeedbackKind.FROZEN)
     assert clamped < stopped and FeedbackKind.ADJUSTED in kinds[stopped:], kinds
     assert ear.report(frozen.call_id).verdict is Verdict.OK
+
+
+def test_an_agent_runtime_beyond_its_share_hears_of_it_when_its_session_is_full(
+    daemon: RunningDaemon,
+) -> None:
+    Path("/proc/sys/vm/drop_caches").write_text("1\n")
+    # Holds 100 MiB, then fills the rest with page cache, which meets the session's limit and harms nobody.
+    code = f"{HOLD}\n{READ.replace('argv[1]', 'argv[3]')}\nsys.stdin.readline()"
+    with daemon.operator() as operator:
+        operator.create_session("outgrown", memory="200M", agent_memory="64M")
+        with Ear(Client(daemon.session_dir("outgrown"))) as ear:
+            runtime = subprocess.Popen(
+                [
+                    "sh",
+                    "-c",
+                    'read _ && exec "$@"',
+                    "sh",
+                    sys.executable,
+                    "-S",
+                    "-c",
+                    code,
+                    "100",
+                    "0",
+                    "200",
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            operator.place_agent("outgrown", runtime.pid)
+            assert runtime.stdin is not None
+            print("go", file=runtime.stdin, flush=True)
+            is_there(runtime)
+            print("fill", file=runtime.stdin, flush=True)
+            warning = ear.wait(
+                lambda each: each.kind is FeedbackKind.WARNING, what="the warning", deadline_s=120
+            )
+            assert not warning.call_id and "more than the 64 MiB set aside for it" in warning.message
+            assert "agentcg session set outgrown --agent-memory 128M" in warning.advice
+            goes_well(runtime)
+        operator.remove_session("outgrown")

@@ -24,9 +24,13 @@ class Listener:
 
     def __init__(self) -> None:
         self.crossed: list[str] = []
+        self.met: list[str] = []
 
     def memory_mark_crossed(self, session: str) -> None:
         self.crossed.append(session)
+
+    def memory_limit_met(self, session: str) -> None:
+        self.met.append(session)
 
     def memory_stalled(self, session: str) -> None:
         raise AssertionError(session)
@@ -146,3 +150,40 @@ async def test_reclaim_asks_for_so_much_and_says_what_came(ground: Ground) -> No
     ground.tree.drop_file(ground.session.agent, files.MEMORY_RECLAIM)
     assert await ground.marks.reclaim_agent("s", MIB) is None
     assert await ground.marks.reclaim_agent("gone", MIB) is None
+
+
+async def test_that_a_session_meets_its_limit_is_told_once_and_again_when_it_is_awaited_again(
+    ground: Ground,
+) -> None:
+    for _ in range(2):
+        ground.marks.await_limit("s")
+    ground.marks.await_limit("gone")
+    ground.tree.count(ground.session.cgroup, files.MEMORY_EVENTS_LOCAL, low=3)
+    await told()
+    assert not ground.listener.met, "something else in the file changed"
+    for count in (1, 2):
+        ground.tree.count(ground.session.cgroup, files.MEMORY_EVENTS_LOCAL, max=count)
+        await told()
+    assert ground.listener.met == ["s"] and len(ground.changes) == 0
+    ground.marks.await_limit("s")
+    await told()
+    assert ground.listener.met == ["s"], "what happened meanwhile is not told"
+    ground.marks.forget("s")
+    assert len(ground.changes) == 0
+
+
+async def test_that_all_sessions_together_meet_their_limit_is_told_as_nobodys(ground: Ground) -> None:
+    ground.marks.await_limit("")
+    ground.tree.count(ground.session.cgroup, files.MEMORY_EVENTS_LOCAL, max=1)
+    await told()
+    assert not ground.listener.met
+    ground.tree.count(ground.root, files.MEMORY_EVENTS_LOCAL, max=1)
+    await told()
+    assert ground.listener.met == [""]
+
+
+def test_an_agent_runtime_holds_what_reclaim_cannot_take(ground: Ground) -> None:
+    ground.tree.set(ground.session.agent, files.MEMORY_CURRENT, str(90 * MIB))
+    ground.tree.set(ground.session.agent, files.MEMORY_STAT, f"anon {50 * MIB}\nfile {40 * MIB}")
+    assert ground.marks.agent_memory("s") == CallMemory(90 * MIB, 50 * MIB)
+    assert ground.marks.agent_memory("gone") == CallMemory()
