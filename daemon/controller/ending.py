@@ -296,6 +296,9 @@ class Endings(Learning):
         session = self._ledger.session(call.session)
         life = self._lives.get(call.id)
         ended_at_ns = self._clock.now_ns()
+        agent_bytes = 0
+        if verdict is Verdict.MEMORY_LIMIT_SESSION:
+            agent_bytes = self._host.memory.agent_memory(session.name).held_or_current_bytes or 0
         began_ns = call.started_at_ns if call.started_at_ns is not None else call.declared_at_ns
         duration_ms = max(0, ended_at_ns - began_ns) // 1_000_000
         message, words = advice.word(
@@ -316,6 +319,7 @@ class Endings(Learning):
                     self._session_view(session), self._host_view()
                 ),
                 session_memory_bytes=session.budget.calls_memory_bytes,
+                agent_beyond_bytes=max(0, agent_bytes - session.budget.agent_memory_bytes),
                 session_pids_max=session.budget.pids_max,
                 unwarned_bytes=self._unwarned_bytes(call),
                 refused_around=life.refused.around if life is not None else 0,

@@ -162,7 +162,7 @@ class OuterLimits(IdleReclaim):
             f"The host has {format_size(max(0, room_bytes))} left of the {format_size(capacity_bytes)} that all sessions may"
             " use together, and protection.sessions is off: when it is used up, the kernel ends the largest process."
         )
-        next_step = 'End a call (`agentcg call kill ID`), or set protection.sessions to "auto" and `agentcg host reload`.'
+        next_step = 'End a call (`agentcg call kill ID`), or set protection.sessions to "auto" and restart agentcgroupd.'
         self._decided(
             Action.WARNED,
             "",

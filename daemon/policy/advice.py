@@ -27,6 +27,8 @@ class EndedCall:
     kill_note: str
     memory_grantable_bytes: int
     session_memory_bytes: int
+    # When the session was full: what its agent's runtime held beyond what is set aside for it.
+    agent_beyond_bytes: int = 0
     victim: OomVictim | None = None
     # New processes that the kernel refused while it ran, at a limit that it shares: how often, and whose limit that is.
     session_pids_max: int | None = None
@@ -143,9 +145,16 @@ def _message(call: EndedCall) -> str:
                 "Only this call was stopped."
             )
         case Verdict.MEMORY_LIMIT_SESSION:
+            beyond = call.agent_beyond_bytes
+            agent = (
+                f" (its agent's runtime had taken {format_size(beyond)} of what is theirs)"
+                if beyond > 0
+                else ""
+            )
+            reached = format_size(call.session_memory_bytes - beyond)
             return (
                 "Killed by the kernel: the calls of this session together reached "
-                f"{format_size(call.session_memory_bytes)}, and this one was chosen{_peak(call)} after {took}."
+                f"{reached}{agent}, and this one was chosen{_peak(call)} after {took}."
                 f"{_victim(call)}"
             )
         case Verdict.PROTECTION:

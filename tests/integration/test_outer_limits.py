@@ -132,7 +132,7 @@ async def test_a_shortage_of_the_host_is_told_where_nobody_acts_on_it(
         for each in caplog.records
         if each.levelno == logging.WARNING and "protection.sessions" in each.message
     ]
-    assert "50 MiB left of the 1.46 GiB" in line.message and "agentcg host reload" in line.message
+    assert "50 MiB left of the 1.46 GiB" in line.message and "restart agentcgroupd" in line.message
     assert unprotected.controller.counters.warnings[Limit.HOST_MEMORY] == 1
     assert not unprotected.controller.counters.protections, "nobody is held back"
 

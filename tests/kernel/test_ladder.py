@@ -194,10 +194,10 @@ def test_an_agent_runtime_beyond_its_share_hears_of_it_when_its_session_is_full(
     daemon: RunningDaemon,
 ) -> None:
     Path("/proc/sys/vm/drop_caches").write_text("1\n")
-    # Holds 100 MiB, then fills the rest with page cache, which meets the session's limit and harms nobody.
+    # Holds 40 MiB, then fills the rest with page cache, which meets the session's limit and harms nobody.
     code = f"{HOLD}\n{READ.replace('argv[1]', 'argv[3]')}\nsys.stdin.readline()"
     with daemon.operator() as operator:
-        operator.create_session("outgrown", memory="200M", agent_memory="64M")
+        operator.create_session("outgrown", memory="90M", agent_memory="24M")
         with Ear(Client(daemon.session_dir("outgrown"))) as ear:
             runtime = subprocess.Popen(
                 [
@@ -209,9 +209,9 @@ def test_an_agent_runtime_beyond_its_share_hears_of_it_when_its_session_is_full(
                     "-S",
                     "-c",
                     code,
-                    "100",
+                    "40",
                     "0",
-                    "200",
+                    "80",
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -225,7 +225,7 @@ def test_an_agent_runtime_beyond_its_share_hears_of_it_when_its_session_is_full(
             warning = ear.wait(
                 lambda each: each.kind is FeedbackKind.WARNING, what="the warning", deadline_s=120
             )
-            assert not warning.call_id and "more than the 64 MiB set aside for it" in warning.message
-            assert "agentcg session set outgrown --agent-memory 128M" in warning.advice
+            assert not warning.call_id and "more than the 24 MiB set aside for it" in warning.message
+            assert "agentcg session set outgrown --agent-memory 48M" in warning.advice
             goes_well(runtime)
         operator.remove_session("outgrown")

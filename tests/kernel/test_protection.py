@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,6 @@ from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.values import MAX
 from agentcgroup.client import Client, FeedbackKind, OperatorClient, Priority, Report, Verdict
 from tests.ear import Ear
-from tests.kernel.test_ladder import READ
 from tests.running import LAUNCHER, RunningDaemon, running_daemon, wait_until
 
 pytestmark = pytest.mark.kernel
@@ -193,33 +191,3 @@ def test_a_waiting_agent_gives_back_its_file_cache(
     finally:
         runtime.kill()
         runtime.wait()
-
-
-def test_where_the_protection_is_off_a_shortage_is_told_and_nobody_is_held_back(
-    daemon: RunningDaemon, operator: OperatorClient, ear: Ear
-) -> None:
-    before = daemon.config.read_text(encoding="utf-8")
-    daemon.config.write_text(
-        before.replace("[protection]", '[protection]\nsessions = "off"'), encoding="utf-8"
-    )
-    operator.reload_configuration()
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("1\n")
-        # Of 400 MiB about 25 are left, which page cache fills up to the limit: nobody is in danger.
-        large, small = Tool(daemon, "low", "100M", 200), Tool(daemon, "top", "100M", 160)
-        large.has(200)
-        small.has(160)
-        reader = daemon.launch("top", sys.executable, "-S", "-c", READ, "120", options=("--memory", "10M"))
-        warning = ear.wait(
-            lambda each: each.kind is FeedbackKind.WARNING, what="the warning", deadline_s=120
-        )
-        assert "All sessions of this host" in warning.message and "would be the one" in warning.message
-        wait_until(
-            lambda: "protection.sessions is off" in daemon.log.read_text(), what="the word to the operator"
-        )
-        assert reader.wait(120) == 0
-        assert not {FeedbackKind.FROZEN, FeedbackKind.THROTTLED} & {each.kind for each in ear.heard}
-        assert small.end() == large.end() == 0
-    finally:
-        daemon.config.write_text(before, encoding="utf-8")
-        operator.reload_configuration()

@@ -44,6 +44,13 @@ def test_a_call_that_was_not_warned_is_told_why_as_far_as_the_kernel_tells() -> 
     assert "to warn" not in word(ended(Verdict.MEMORY_LIMIT_CALL, killed))[0]
 
 
+def test_a_call_killed_in_a_full_session_is_told_what_the_agents_runtime_had_of_it() -> None:
+    killed = ExitStatus(signal=9)
+    message, _ = word(ended(Verdict.MEMORY_LIMIT_SESSION, killed, agent_beyond_bytes=500 * MIB))
+    assert "reached 2.93 GiB (its agent's runtime had taken 500 MiB of what is theirs)" in message
+    assert "together reached 3.42 GiB, and" in word(ended(Verdict.MEMORY_LIMIT_SESSION, killed))[0]
+
+
 VICTIM = OomVictim(7, "cc1plus", 8, "ld", anonymous_bytes=200 * MIB, count=1)
 
 
