@@ -8,6 +8,7 @@ from typing import Final
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.feedback import Feed, Subscription
 from agentcgroup.daemon.model import Feedback, FeedbackKind, HostStatus, Level, SessionLimits
+from agentcgroup.daemon.policy import pauses
 from agentcgroup.proto.quantity import format_cpu, format_size
 
 # Each stream holds a queue in the daemon. An agent, its harness and a few tools watch; more is a loop gone
@@ -46,6 +47,7 @@ class Watchers:
 
 def hello(limits: SessionLimits) -> Feedback:
     """The first message of an agent's stream: the truth about its session. It stands outside the numbering."""
+    at_ns = time.time_ns()
     budget = limits.budget
     cpu = format_cpu(limits.cpu_available_milli)
     words = (
@@ -55,24 +57,33 @@ def hello(limits: SessionLimits) -> Feedback:
     )
     if limits.not_enforced:
         words += f" Not enforced on this host: {'; '.join(limits.not_enforced)}."
+    level, advice = limits.level, ""
+    if level is not Level.AMPLE:
+        advice = "Declare what each call needs (--memory), so that it is admitted when it fits."
+    # Who comes now has not heard what was said of these when they began.
+    if limits.is_frozen:
+        words += f" {pauses.frozen()}"
+    if limits.drain is not None:
+        drained, advice = pauses.drained(limits.drain, at_ns)
+        words, level = f"{words} {drained}", Level.CRITICAL
     return Feedback(
         sequence=0,
-        at_ns=time.time_ns(),
+        at_ns=at_ns,
         session=limits.session,
         kind=FeedbackKind.HELLO,
         message=words,
-        level=limits.level,
-        advice=""
-        if limits.level is Level.AMPLE
-        else "Declare what each call needs (--memory), so that it is admitted when it fits.",
+        level=level,
+        advice=advice,
     )
 
 
 def host_hello(status: HostStatus) -> Feedback:
     """The first message of an operator's stream."""
+    at_ns = time.time_ns()
+    drained = f" {pauses.drained(status.drain, at_ns)[0]}" if status.drain else ""
     return Feedback(
         sequence=0,
-        at_ns=time.time_ns(),
+        at_ns=at_ns,
         session="",
         kind=FeedbackKind.HELLO,
         message=(
@@ -80,5 +91,6 @@ def host_hello(status: HostStatus) -> Feedback:
             f"{status.calls_live} live calls, {format_size(status.memory_reserved_bytes)} of "
             f"{format_size(status.memory_capacity_bytes)} memory promised."
             + (" Dry run: nothing is enforced." if status.dry_run else "")
+            + drained
         ),
     )

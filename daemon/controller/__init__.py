@@ -6,7 +6,7 @@ from agentcgroup import __version__
 from agentcgroup.daemon.controller.adoption import Adoption
 from agentcgroup.daemon.controller.core import World
 from agentcgroup.daemon.controller.standing import MOST_STANDING
-from agentcgroup.daemon.model import HostStatus, Level, SessionLimits, ToolCall
+from agentcgroup.daemon.model import HostStatus, Level, SessionLimits, SessionState, ToolCall
 from agentcgroup.daemon.policy import admission, truth
 
 # Free memory, as a share of what the session's calls may use, below which an agent should think of memory.
@@ -56,6 +56,8 @@ class Controller(Adoption):
             level=Level.CRITICAL if share < _CRITICAL else Level.TIGHT if share < _TIGHT else Level.AMPLE,
             not_enforced=self._host.not_enforced,
             call=call,
+            is_frozen=found.state is SessionState.FROZEN,
+            drain=self._drain,
         )
 
     def surroundings(self, call: ToolCall) -> truth.Surroundings:

@@ -14,7 +14,7 @@ from agentcgroup.daemon.model import (
     Level,
     SessionState,
 )
-from agentcgroup.proto.quantity import format_duration
+from agentcgroup.daemon.policy import pauses
 
 # The one timer of its kind; its key is no call's.
 _NOT_BEGUN: Final = (CallState.DECLARED, CallState.QUEUED)
@@ -46,14 +46,14 @@ class Draining(Sessions):
             deadline_at_ns=until_ns,
             calls_live=live,
         )
-        when = "" if deadline_ms is None else f" for {format_duration(deadline_ms)}, then it is killed"
+        message, advice = pauses.drained(self._drain, now_ns)
         for session in self.sessions():
             self._say(
                 FeedbackKind.SESSION,
                 session.name,
-                f"The operator is emptying this host{why}. What runs may go on{when}; nothing new begins.",
+                message,
                 level=Level.CRITICAL,
-                advice="Bring what you are doing to an end and save it where it outlives this host.",
+                advice=advice,
             )
         return live
 

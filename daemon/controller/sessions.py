@@ -22,7 +22,7 @@ from agentcgroup.daemon.model import (
     TransparentRule,
     Usage,
 )
-from agentcgroup.daemon.policy import resize
+from agentcgroup.daemon.policy import pauses, resize
 from agentcgroup.daemon.policy.bounds import check_name
 
 # CPU shares between sessions; a budget's own cpu_weight goes before. One of high priority is to run as if it were alone: a
@@ -284,10 +284,7 @@ class Sessions(TransparentDoor):
         self.withdraw_standing(name)
         self._host.freeze_session(name, True, include_agent)
         session.state = SessionState.FROZEN
-        words = (
-            f"The operator froze the session{': ' + reason if reason else ''}; its calls stand still, nothing is lost,"
-            " and what is declared now waits until it is thawed."
-        )
+        words = pauses.frozen(reason)
         self._decided(Action.FROZEN, name, words, actor=Actor.OPERATOR, include_agent=int(include_agent))
         self._say(FeedbackKind.FROZEN, name, words)
         return session

@@ -30,6 +30,15 @@ class Capability:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """The operator is emptying the host: nothing new begins. `deadline_at_ns`: what runs then is killed; None: never."""
+
+    reason: str
+    began_at_ns: int
+    deadline_at_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SessionLimits:
     """The truth about a session, or a call in it, for who lives there: what it may use and what is free now."""
 
@@ -46,15 +55,8 @@ class SessionLimits:
     not_enforced: tuple[str, ...]
     # That was asked about; what is available is then available in it.
     call: ToolCall | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Drain:
-    """The operator is emptying the host: nothing new begins. `deadline_at_ns`: what runs then is killed; None: never."""
-
-    reason: str
-    began_at_ns: int
-    deadline_at_ns: int | None = None
+    is_frozen: bool = False
+    drain: Drain | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,32 @@ async def test_history_is_paged_and_filtered(daemon: Daemon) -> None:
     assert error.field == "page_token"
 
 
+async def test_who_comes_during_a_drain_or_a_freeze_is_told_at_once(daemon: Daemon) -> None:
+    async def hellos() -> tuple[types_pb2.Feedback, types_pb2.Feedback]:
+        asked = agent_pb2.WatchFeedbackRequest()
+        agent = aiter(daemon.agent("web").WatchFeedback(asked, timeout=DEADLINE_S))
+        operator = aiter(daemon.operator.WatchEvents(pb.WatchEventsRequest(), timeout=DEADLINE_S))
+        return (await anext(agent)).feedback, (await anext(operator)).event
+
+    await daemon.open("web")
+    for hello in await hellos():
+        assert "froze" not in hello.message and "emptying" not in hello.message
+    await daemon.operator.FreezeSession(pb.FreezeSessionRequest(name="web"))
+    agent, _ = await hellos()
+    assert "The operator froze the session; its calls stand still" in agent.message
+    await daemon.operator.ThawSession(pb.ThawSessionRequest(name="web"))
+    await daemon.operator.DrainHost(pb.DrainHostRequest(reason="kernel update", deadline_ms=3_600_000_000))
+    for hello in await hellos():
+        assert "The operator is emptying this host: kernel update. What runs may go on for " in hello.message
+        assert "then it is killed; nothing new begins." in hello.message
+    agent, _ = await hellos()
+    assert agent.level == types_pb2.LEVEL_CRITICAL and "froze" not in agent.message
+    assert agent.advice.startswith("Bring what you are doing to an end")
+    await daemon.operator.ResumeHost(pb.ResumeHostRequest())
+    for hello in await hellos():
+        assert "emptying" not in hello.message
+
+
 async def test_events_of_every_session_are_watched(daemon: Daemon) -> None:
     await daemon.open("web")
     stream = daemon.operator.WatchEvents(pb.WatchEventsRequest(), timeout=DEADLINE_S)
