@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentcgroup.daemon.config import Config, DaemonConfig, ProtectionConfig
+from agentcgroup.daemon.controller import outer_limits
 from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.model import Action, ExitStatus
 from agentcgroup.proto.v1 import types_pb2 as t
@@ -52,13 +53,17 @@ async def test_a_runtime_beyond_its_share_is_told_to_its_agent_when_a_call_has_e
     assert len(told(stream)) == 1 == web.controller.counters.warnings[Limit.AGENT_MEMORY]
 
 
-async def test_a_runtime_within_its_share_is_no_news_and_hardly_looked_at(web: Daemon) -> None:
+async def test_a_runtime_within_its_share_is_no_news_and_hardly_looked_at(
+    web: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No machine is too slow for that.
+    monkeypatch.setattr(outer_limits, "QUIET_MS", 3_600_000)
     stream = await hello(web)
     web.host.memory.agents["web"] = 200 * MIB
     before = web.host.memory.reads
     for _ in range(3):
         await end(web, await begin(web), stream)
-    assert not told(stream) and web.host.memory.reads == before + 1, "once in ten seconds"
+    assert not told(stream) and web.host.memory.reads == before + 1, "once in a while"
 
 
 async def test_a_runtime_that_makes_its_session_full_is_told_without_any_call_having_ended(
