@@ -6,6 +6,7 @@ The kinds come from gRPC status codes, the texts from the google.rpc error detai
 import errno
 import os
 import socket
+import stat
 from typing import Final, cast
 
 import grpc
@@ -114,6 +115,11 @@ def _unreachable(socket_path: str) -> ClientError:
             "Use it as its owner, with sudo, or as a member of the group named in the daemon's configuration",
         )
     except ConnectionRefusedError:
+        if not _is_socket(socket_path):
+            return Unreachable(
+                f"{socket_path} is no socket",
+                "Name the socket itself: the daemon's operator.sock, or with --session-dir the directory of a session",
+            )
         return Unreachable(
             f"nobody listens at {socket_path}: agentcgroupd is stopped or being restarted",
             "Ask again in a few seconds; what runs goes on under its limits. If it stays so, start agentcgroupd",
@@ -128,12 +134,20 @@ def _unreachable(socket_path: str) -> ClientError:
     )
 
 
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        # It was there a moment ago, and refused.
+        return True
+
+
 def _owner_of(socket_path: str) -> str:
     try:
-        status = os.stat(socket_path)
+        found = os.stat(socket_path)
     except OSError as error:
         return f" ({errno.errorcode.get(error.errno or 0, 'no status')} on the way)"
-    return f", which belongs to uid {status.st_uid}"
+    return f", which belongs to uid {found.st_uid}"
 
 
 def _details(status: status_pb2.Status) -> tuple[str, str, str]:

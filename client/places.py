@@ -24,7 +24,7 @@ def session_dir(
 ) -> str:
     """The session's directory: `given`, else $AGENTCGROUP_SESSION_DIR, else where sandboxes mount it; absolute."""
     if given is not None:
-        return os.path.abspath(given)
+        return _absolute(given, "session_dir")
     return os.path.abspath(environment.get(SESSION_DIR_VARIABLE) or DEFAULT_SESSION_DIR)
 
 
@@ -38,8 +38,19 @@ def operator_socket(
 ) -> str:
     """The operator socket: `given`, else $AGENTCGROUP_OPERATOR_SOCKET, else the daemon's default; absolute."""
     if given is not None:
-        return os.path.abspath(given)
+        return _absolute(given, "socket")
     return os.path.abspath(environment.get(OPERATOR_SOCKET_VARIABLE) or DEFAULT_OPERATOR_SOCKET)
+
+
+def _absolute(given: str | os.PathLike[str], field: str) -> str:
+    """An empty name would be the working directory. Raises InvalidRequest."""
+    if not os.fspath(given):
+        raise InvalidRequest(
+            f"the name given for {field} is empty",
+            "Name a path, or leave it out for the default",
+            field=field,
+        )
+    return os.path.abspath(given)
 
 
 def check_socket_path(path: str) -> str:

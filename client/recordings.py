@@ -137,7 +137,8 @@ def read(path: Path) -> Recording:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(
-            f"{path} cannot be read: {error}", "Name a file that `agentcg history export` wrote"
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}",
+            "Name a file that `agentcg history export` wrote",
         ) from error
     return parse(text, str(path))
 

@@ -393,6 +393,11 @@ def load(path: Path | None) -> Config:
         path = DEFAULT_PATH
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}. Name a file that this user may read, or leave --config out for"
+            f" {DEFAULT_PATH}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not TOML, which is UTF-8: {error}") from error
     return parse(text, str(path))

@@ -189,6 +189,8 @@ static const char *ask_once(const struct options *options, struct packet *reques
 	const char *cause = NULL;
 	int fd = connect_patiently(options);
 
+	if (fd < 0 && errno == EACCES)
+		return "this user may not use it: a session is for the user it was made for";
 	if (fd < 0)
 		return errno == EAGAIN ? "it did not accept the connection in time" : strerror(errno);
 	while (send(fd, request->bytes, request->used, MSG_NOSIGNAL) < 0) {

@@ -24,6 +24,7 @@ from agentcgroup.client import (
     IncompatibleDaemon,
     InvalidRequest,
     NotFound,
+    OperatorClient,
     TimedOut,
     Unreachable,
     WrongState,
@@ -135,6 +136,24 @@ def test_a_socket_that_nobody_listens_at_is_unreachable(tmp_path: Path) -> None:
         left_behind.bind(str(tmp_path / "agent.sock"))
     with Client(tmp_path) as client, pytest.raises(Unreachable, match="nobody listens at"):
         client.limits()
+
+
+def test_what_is_no_socket_is_told_from_a_daemon_that_is_away(tmp_path: Path) -> None:
+    (tmp_path / "agent.sock").mkdir()
+    with Client(tmp_path) as client, pytest.raises(Unreachable, match="agent.sock is no socket"):
+        client.limits()
+    (tmp_path / "file").touch()
+    with OperatorClient(tmp_path / "file") as operator, pytest.raises(Unreachable) as caught:
+        operator.sessions()
+    assert caught.value.cause == f"{tmp_path}/file is no socket"
+    assert caught.value.next_step.startswith("Name the socket itself")
+
+
+def test_an_empty_name_is_not_the_working_directory() -> None:
+    with pytest.raises(InvalidRequest, match="the name given for socket is empty"):
+        OperatorClient("")
+    with pytest.raises(InvalidRequest, match="the name given for session_dir is empty"):
+        Client("")
 
 
 def test_a_daemon_that_does_not_answer_is_given_up_in_time(tmp_path: Path) -> None:

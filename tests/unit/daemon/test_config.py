@@ -1,8 +1,10 @@
 """The configuration: what no host could do is an error that names the key, at the start and at a reload."""
 
+from pathlib import Path
+
 import pytest
 
-from agentcgroup.daemon.config import Config, ConfigError, parse
+from agentcgroup.daemon.config import Config, ConfigError, load, parse
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,19 @@ def test_what_cannot_be_is_named(section: str, line: str, words: str) -> None:
     with pytest.raises(ConfigError, match="^a file: ") as caught:
         parse(f"[{section}]\n{line}\n", "a file")
     assert words in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_told_with_what_to_do(tmp_path: Path) -> None:
+    for path, words in (
+        (tmp_path / "none", "cannot be read: No such file or directory. Name a file"),
+        (tmp_path, "cannot be read: Is a directory. Name a file"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            load(path)
+        assert str(caught.value).startswith(f"{path}: {words}")
+    (tmp_path / "latin").write_bytes(b"# \xe9")
+    with pytest.raises(ConfigError, match="not TOML, which is UTF-8"):
+        load(tmp_path / "latin")
 
 
 def test_the_defaults_pass_their_own_checks() -> None:
