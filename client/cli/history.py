@@ -6,6 +6,7 @@ from pathlib import Path
 
 from agentcgroup.client import exporting, recordings
 from agentcgroup.client.cli import options
+from agentcgroup.client.cli.explain import grounds_of
 from agentcgroup.client.cli.output import (
     NOTHING,
     clock,
@@ -51,10 +52,18 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "events",
         _events,
         summary="what was decided, newest first: about calls, sessions and the host",
-        description="Every decision of the daemon and of operators, newest first. The story of one call: agentcg explain.",
+        description="Every decision of the daemon and of operators, newest first. The story of one call: agentcg explain.\n"
+        "A refused intent never became a call, so it is here and nowhere else: what it asked for and what there was,\n"
+        "with --numbers or --json.",
+        examples=("agentcg history events --session reviewer --numbers",),
     )
     _add_session_and_limit(events)
     events.add_argument("--call", metavar="ID", default="", help="only about this call")
+    events.add_argument(
+        "--numbers",
+        action="store_true",
+        help="also what each decision was made from, as agentcg explain tells it",
+    )
     options.add_operator_socket(events)
 
     suggestion = options.add_command(
@@ -136,14 +145,23 @@ def _events(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(events)
         return ExitStatus.OK
-    print_table(
-        ("AT", "SESSION", "CALL", "ACTION", "BY", "WHY"),
+    headers = ["AT", "SESSION", "CALL", "ACTION", "BY", "WHY"]
+    rows = [
         [
-            (clock(each.at), each.session or "-", each.call_id or "-", each.action, each.actor, each.reason)
-            for each in events
-        ],
-        empty="No decisions match.",
-    )
+            clock(each.at),
+            each.session or NOTHING,
+            each.call_id or NOTHING,
+            each.action,
+            each.actor,
+            each.reason,
+        ]
+        for each in events
+    ]
+    if arguments.numbers:
+        headers.append("FROM")
+        for row, event in zip(rows, events, strict=True):
+            row.append("; ".join(grounds_of(event)))
+    print_table(headers, rows, empty="No decisions match.")
     return ExitStatus.OK
 
 

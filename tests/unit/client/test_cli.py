@@ -327,6 +327,19 @@ def test_an_operator_watches_one_session_or_all(cli: Cli, outside: ScriptedDaemo
     assert [each.session for each in outside.requests("WatchEvents")] == ["s", "", ""]
 
 
+def test_a_refused_intent_is_shown_with_what_it_asked_for(cli: Cli, outside: ScriptedDaemon) -> None:
+    event = pb.Event(session="s", action="refused", actor="policy", reason="no room")
+    event.numbers.update(asked_memory_bytes=5 << 30, session_reserved_bytes=1 << 30)
+    event.words.update(command="pytest -q", refused_for="session_memory")
+    outside.answers["ListEvents"] = operator.ListEventsResponse(events=[event])
+    header, row = cli("history", "events", "--numbers")[1].splitlines()
+    assert header.split() == ["AT", "SESSION", "CALL", "ACTION", "BY", "WHY", "FROM"]
+    assert row.endswith(
+        "no room  asked memory 5 GiB; command pytest -q; refused for session_memory; session reserved 1 GiB"
+    )
+    assert cli("history", "events")[1].rstrip().endswith("no room")
+
+
 def test_a_session_shows_what_became_of_the_commands_at_its_transparent_door(
     cli: Cli, outside: ScriptedDaemon
 ) -> None:
