@@ -14,6 +14,8 @@ BUDGET_OPTIONS: Final[Mapping[str, str]] = {
     "pids_max": "--pids",
     "calls_max": "--calls",
     "labels": "--label",
+    "owner_uid": "--owner-uid",
+    "owner_gid": "--owner-gid",
     "transparent.scope": "--transparent",
 }
 LIMITS_OPTIONS: Final[Mapping[str, str]] = {

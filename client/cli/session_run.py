@@ -15,9 +15,9 @@ from typing import Final
 from agentcgroup.client import places
 from agentcgroup.client.agent_client import Client
 from agentcgroup.client.cli import identity, options
-from agentcgroup.client.cli.output import shown
+from agentcgroup.client.cli.output import complain, shown
 from agentcgroup.client.cli.statuses import ExitStatus
-from agentcgroup.client.errors import ClientError, InvalidRequest
+from agentcgroup.client.errors import ClientError, Denied, InvalidRequest
 from agentcgroup.client.operator_client import OperatorClient
 from agentcgroup.client.values import Session, SessionLimits
 
@@ -81,11 +81,8 @@ def _run(arguments: argparse.Namespace) -> int:
     program = shutil.which(command[0])
     if program is None:
         exists = os.sep in command[0] and os.path.exists(command[0])
-        print(
-            f"agentcg: {command[0]}: {'cannot be executed' if exists else 'command not found'}",
-            file=sys.stderr,
-        )
-        return ExitStatus.NOT_EXECUTABLE if exists else ExitStatus.COMMAND_NOT_FOUND
+        told = "cannot be executed" if exists else "command not found"
+        return _no_agent(arguments, f"{command[0]}: {told}", is_missing=not exists)
     launcher = places.launcher()
     with options.operator_client(arguments) as client:
         session = client.create_session(
@@ -110,7 +107,18 @@ def _run(arguments: argparse.Namespace) -> int:
     }
     if limits.budget.memory_max_bytes is not None:
         environment["AGENTCGROUP_MEMORY_BYTES"] = str(limits.budget.memory_max_bytes)
-    return _become(user, program, command, environment, launcher)
+    return _become(arguments, user, program, command, environment, launcher)
+
+
+def _no_agent(arguments: argparse.Namespace, cause: str, *, is_missing: bool) -> ExitStatus:
+    status = ExitStatus.COMMAND_NOT_FOUND if is_missing else ExitStatus.NOT_EXECUTABLE
+    next_step = (
+        "Write its name as it is found in PATH, or its path"
+        if is_missing
+        else "Name a program that the agent's user may execute (chmod +x), or its interpreter before it"
+    )
+    complain(InvalidRequest(cause, next_step), json_wanted=arguments.json, exit_status=status)
+    return status
 
 
 def project_label(directory: str) -> dict[str, str]:
@@ -140,14 +148,20 @@ def _enter(client: OperatorClient, session: Session) -> SessionLimits:
 
 
 def _become(
-    user: identity.Identity, program: str, command: list[str], environment: dict[str, str], launcher: str
+    arguments: argparse.Namespace,
+    user: identity.Identity,
+    program: str,
+    command: list[str],
+    environment: dict[str, str],
+    launcher: str,
 ) -> int:
     """Becomes `program` as `user`; comes back only with an exit status."""
     try:
         identity.become(user)
     except OSError as error:
         who = user.name or user.uid
-        print(f"agentcg: cannot become {who}: {error.strerror}", file=sys.stderr)
+        denied = Denied(f"cannot become {who}: {error.strerror}", "Run it with sudo, or leave --user out")
+        complain(denied, json_wanted=arguments.json, exit_status=ExitStatus.DENIED)
         return ExitStatus.DENIED
     if not os.access(launcher, os.X_OK):
         print(
@@ -165,9 +179,10 @@ def _become(
         os.execve(program, command, environment)
     except OSError as error:
         is_missing = isinstance(error, FileNotFoundError)
-        print(f"agentcg: {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        status = _no_agent(arguments, f"{command[0]}: {error.strerror}", is_missing=is_missing)
+        sys.stderr.flush()
         # At once: gRPC cannot be shut down in order by threads that no longer share their descriptors.
-        os._exit(ExitStatus.COMMAND_NOT_FOUND if is_missing else ExitStatus.NOT_EXECUTABLE)
+        os._exit(status)
 
 
 def _silence_other_threads() -> None:

@@ -1,5 +1,6 @@
 """`agentcg session run`: whom the agent runs as, what it finds, and that the process becomes it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -163,7 +164,12 @@ def test_an_agent_that_is_not_there_makes_no_session(
 ) -> None:
     plain = tmp_path / "plain"
     plain.write_text("not a program")
-    assert run("s", "--", "no-such-agent").returncode == 127
+    missing = run("s", "--json", "--", "no-such-agent")
+    told = json.loads(missing.stderr)
+    assert (missing.returncode, told["exit_status"]) == (127, 127)
+    assert told["cause"] == "no-such-agent: command not found" and told["next_step"].startswith(
+        "Write its name"
+    )
     assert run("s", "--", str(plain)).returncode == 126
     assert operator_daemon.heard == []
 
@@ -173,7 +179,10 @@ def test_an_agent_that_the_kernel_will_not_execute_is_said_and_126(run: Run, tmp
     broken.write_bytes(b"\x7fELF not really")
     broken.chmod(0o755)
     done = run("s", "--", str(broken))
-    assert (done.returncode, done.stderr) == (126, f"agentcg: {broken}: Exec format error\n")
+    assert done.returncode == 126
+    assert done.stderr.startswith(f"agentcg: {broken}: Exec format error\nagentcg: Name a program ")
+    told = json.loads(run("s", "--json", "--", str(broken)).stderr)
+    assert (told["cause"], told["exit_status"]) == (f"{broken}: Exec format error", 126)
 
 
 @pytest.mark.parametrize("failing", ["PlaceAgent", "GetLimits"])
