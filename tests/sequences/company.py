@@ -15,7 +15,8 @@ from agentcgroup.cgroups.membership import cgroup2_mount
 from agentcgroup.client import AsyncOperatorClient, ClientError
 from tests.running import RunningDaemon, running_daemon
 from tests.sequences import checks, kernel
-from tests.sequences.sequence import MIB, PATIENCE_S, Place, Sequence, describe
+from tests.sequences.sequence import Sequence, describe
+from tests.sequences.session import MIB, PATIENCE_S, Place
 from tests.sequences.steps import CRASH, HOST_MIB, Script
 
 _LOOK_EVERY_S: Final = 0.1

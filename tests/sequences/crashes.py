@@ -14,7 +14,8 @@ from typing import Final
 from agentcgroup.client import AsyncOperatorClient, Event, Unreachable
 from tests.running import RunningDaemon
 from tests.sequences.company import FAULTS, Failure, Outcome, has_limits
-from tests.sequences.sequence import PATIENCE_S, Place, Sequence
+from tests.sequences.sequence import Sequence
+from tests.sequences.session import PATIENCE_S, Place
 from tests.sequences.steps import CRASH, Script, Step, script
 
 _MOST_CRASHES: Final = 2
