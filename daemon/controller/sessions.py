@@ -25,9 +25,8 @@ from agentcgroup.daemon.model import (
 from agentcgroup.daemon.policy import pauses, resize
 from agentcgroup.daemon.policy.bounds import check_name
 
-# CPU shares between sessions; a budget's own cpu_weight goes before. One of high priority is to run as if it were alone: a
-# thousandth of a CPU for each low one does not show. 10000 is the most that there is (cgroup-v2.rst).
-PRIORITY_WEIGHT: Final = {Priority.LOW: 10, Priority.NORMAL: 100, Priority.HIGH: 10_000}
+# CPU shares between sessions; a budget's own cpu_weight goes before.
+PRIORITY_WEIGHT: Final = {Priority.LOW: 10, Priority.NORMAL: 100, Priority.HIGH: 1000}
 
 
 class Sessions(TransparentDoor):
