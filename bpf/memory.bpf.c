@@ -68,6 +68,7 @@ int BPF_PROG(on_charge, struct page_counter *counter, unsigned long pages)
 	struct cgroup_subsys_state *css = memory_of(bpf_get_current_task_btf());
 	struct memory_account *account;
 	struct memory_losses *losses;
+	struct memory_numbers *numbers = guard_numbers();
 	bool is_within = false, was_held = false;
 	u64 id, usage_bytes, now = 0;
 	u32 zero = 0;
@@ -91,7 +92,7 @@ int BPF_PROG(on_charge, struct page_counter *counter, unsigned long pages)
 		close_window(account, usage_bytes, now);
 		watch_soft_limit(account, usage_bytes, counter->high, now);
 		was_held |= account->asked_ns != 0;
-		is_within |= is_within_promise(account, usage_bytes, now);
+		is_within |= numbers && is_within_promise(account, usage_bytes, numbers);
 	}
 	if (depth == MAX_DEPTH && css) {
 		losses = bpf_map_lookup_elem(&memory_losses, &zero);
@@ -99,7 +100,7 @@ int BPF_PROG(on_charge, struct page_counter *counter, unsigned long pages)
 			__sync_fetch_and_add(&losses->depth, 1);
 	}
 	/* Who was held has holds to be put on the books; nobody else is of interest within what it was promised. */
-	if (now && (was_held || !is_within) && may_be_short())
+	if (now && numbers && (was_held || !is_within) && may_be_short(numbers))
 		guard_charge(pages);
 	return 0;
 }

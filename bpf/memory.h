@@ -53,9 +53,9 @@ struct memory_account {
 	__u64 stall_last_ns;
 	__u64 stalled_until_ns;
 
-	/* Guard, of a session: what it has been promised, as of the time that it was looked up, which was not more than that. */
+	/* Guard, of a session: what it has been promised, by that `memory_numbers.revision`. */
 	__u64 promised_bytes;
-	__u64 promised_at_ns;
+	__u64 promised_revision;
 };
 
 /*
@@ -86,6 +86,8 @@ struct memory_numbers {
 	__u64 hold_total_ns;
 	/* A call that grows as fast as this, or faster, is held in full, a slower one in proportion. */
 	__u64 full_rate_bytes_per_s;
+	/* Another one, never 0, whenever somebody has been promised something else. */
+	__u64 revision;
 };
 
 /* Through the ring `memory_breaches`: a call grows while a session of higher rank is short. Once a second for a call. */

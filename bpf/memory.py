@@ -126,6 +126,7 @@ class MemoryProgram:
         self._on_breach = on_breach
         self._numbers_set: GuardNumbers | None = None
         self._protections: dict[int, int] = {}
+        self._revision = 0
         self._programs = Programs(
             object_path("memory"),
             knobs={"knobs": MemoryKnobs(WINDOW_NS, AVERAGING_NS)},
@@ -233,6 +234,7 @@ class MemoryProgram:
 
     def _write_numbers(self) -> None:
         numbers = self._numbers_set
+        self._revision += 1
         if numbers is None or len(self._protections) < 2:
             # Nobody to be slowed, or nobody to be slowed for: the charge path need not look.
             self._numbers[0] = MemoryNumbers()
@@ -248,6 +250,7 @@ class MemoryProgram:
             hold_max_ns=numbers.hold_max_ns,
             hold_total_ns=numbers.hold_total_ns,
             full_rate_bytes_per_s=numbers.full_rate_bytes_per_s,
+            revision=self._revision,
         )
 
     # ---- breaches

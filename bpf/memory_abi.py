@@ -53,7 +53,14 @@ class MemoryAccount(ctypes.Structure):
         ),
         *("over_soft_ns", "over_soft_since_ns", "breaches", "window_at_ns", "window_usage_bytes", "counter"),
         *("asked_ns", "holds", "held_ns", "holds_refused", "told_at_ns", "paid_until_ns", "asked_at_ns"),
-        *("stalls", "stalled_ns", "stall_last_ns", "stalled_until_ns", "promised_bytes", "promised_at_ns"),
+        *(
+            "stalls",
+            "stalled_ns",
+            "stall_last_ns",
+            "stalled_until_ns",
+            "promised_bytes",
+            "promised_revision",
+        ),
     )
 
 
@@ -64,7 +71,7 @@ class MemoryGuard(ctypes.Structure):
 class MemoryNumbers(ctypes.Structure):
     _fields_ = _all_u64(
         *("shared_id", "watch_bytes", "margin_bytes", "active_ns", "stall_full_ns", "stall_linger_ns"),
-        *("hold_max_ns", "hold_total_ns", "full_rate_bytes_per_s"),
+        *("hold_max_ns", "hold_total_ns", "full_rate_bytes_per_s", "revision"),
     )
 
 

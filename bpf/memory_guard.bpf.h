@@ -211,12 +211,14 @@ __noinline int guard_charge(u64 pages)
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct memory_numbers *numbers = guard_numbers();
 	struct shortage total = {};
-	u64 call_id, session_id, shared, free, hard, rate, needed, length;
+	u64 call_id, session_id, shared, free, hard, rate, needed, length, revision;
 	struct memory_account *call, *session;
 	struct memory_guard *guard;
 
 	if (!numbers)
 		return 0;
+	/* Before what it is of: a promise that changes meanwhile is looked up again. */
+	revision = *(volatile u64 *)&numbers->revision;
 	session_id = session_of(task, &call_id);
 	/* What agent runtimes take is seen and never slowed. */
 	if (!session_id || !call_id)
@@ -232,7 +234,7 @@ __noinline int guard_charge(u64 pages)
 	/* All that is promised fits together, so what a session was promised itself it takes from nobody. */
 	if (session->usage_bytes <= guard->protection_bytes) {
 		session->promised_bytes = guard->protection_bytes;
-		session->promised_at_ns = session->at_ns;
+		session->promised_revision = revision;
 		return 0;
 	}
 	free = free_bytes(shared);
@@ -261,24 +263,18 @@ __noinline int guard_charge(u64 pages)
 	return 0;
 }
 
-/*
- * Cheaper, for every charge: whether `account` is a session's that stays within what it has been promised, which may be as
- * old as claims are. Seen by `guard_charge` first, and half of its cost is to find out.
- */
-static __always_inline bool is_within_promise(const struct memory_account *account, u64 usage_bytes, u64 now)
+/* Cheap, for every charge: whether `account` is a session's that stays within its promise, which `guard_charge` has seen. */
+static __always_inline bool is_within_promise(const struct memory_account *account, u64 usage_bytes,
+					      const struct memory_numbers *numbers)
 {
-	return usage_bytes <= account->promised_bytes && now - account->promised_at_ns < LOOK_EVERY_NS;
+	return usage_bytes <= account->promised_bytes && account->promised_revision == numbers->revision;
 }
 
-/* Cheap, for every charge. While somebody is held it may be that a hold has to be put on the books. */
-static __always_inline bool may_be_short(void)
+/* For the others. While somebody is held it may be that a hold has to be put on the books. */
+static __always_inline bool may_be_short(struct memory_numbers *numbers)
 {
-	struct memory_numbers *numbers = guard_numbers();
-	u64 shared;
+	u64 shared = shared_counter(numbers);
 
-	if (!numbers)
-		return false;
-	shared = shared_counter(numbers);
 	return shared && (short_counter || free_bytes(shared) < numbers->watch_bytes);
 }
 
