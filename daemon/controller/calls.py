@@ -279,7 +279,7 @@ class Calls(Queueing):
     def freeze_call(self, call_id: str, reason: str) -> ToolCall:
         """Stops every process of the call where it stands; its deadline goes on."""
         call = self._ledger.live_call(None, call_id)
-        if call.state not in (CallState.RUNNING, CallState.FROZEN):
+        if not call.is_running:
             raise RequestError(Kind.STATE, f"call {call.id} has not begun", "", "call_id")
         if self._freeze(call, FreezeCause.OPERATOR):
             words = f"Frozen by the operator{': ' + reason if reason else ''}; nothing is lost, it goes on when thawed."

@@ -15,7 +15,6 @@ from agentcgroup.daemon.errors import RequestError
 from agentcgroup.daemon.model import (
     Action,
     CallMemory,
-    CallState,
     FreezeCause,
     KillReason,
     Ladder,
@@ -106,7 +105,7 @@ class Ladders(Endings):
 
     def _look(self, call: ToolCall, climb: Climb, *, woken: bool = False) -> None:
         """`woken`: the kernel said that a limit was reached; when nothing follows from that, it is not heard for a while."""
-        if call.state not in (CallState.RUNNING, CallState.FROZEN):
+        if not call.is_running:
             return
         try:
             self._look_and_act(call, climb, woken=woken)

@@ -13,7 +13,7 @@ from agentcgroup.daemon.controller.core import World
 from agentcgroup.daemon.controller.idle import IdleReclaim
 from agentcgroup.daemon.controller.ladder import monotonic_ms
 from agentcgroup.daemon.controller.timers import Timer
-from agentcgroup.daemon.model import Action, Actor, CallState, FeedbackKind, Session, ToolCall, Usage
+from agentcgroup.daemon.model import Action, Actor, FeedbackKind, Session, ToolCall, Usage
 from agentcgroup.daemon.policy import agent_share, room
 from agentcgroup.daemon.policy.agent_share import Stage
 from agentcgroup.daemon.policy.ladder import QUIET_MS
@@ -149,7 +149,7 @@ class OuterLimits(IdleReclaim):
         found = []
         for session in self._ledger.sessions.values():
             for call in session.calls.values():
-                if call.parent_id or call.state not in (CallState.RUNNING, CallState.FROZEN):
+                if call.parent_id or not call.is_running:
                     continue
                 held_bytes = self._host.call_memory(call.id).held_or_current_bytes
                 if held_bytes is not None:

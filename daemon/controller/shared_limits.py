@@ -17,7 +17,6 @@ from agentcgroup.daemon.controller.process_limits import ProcessLimits
 from agentcgroup.daemon.controller.timers import Timer, pause_after_ms
 from agentcgroup.daemon.model import (
     Action,
-    CallState,
     FeedbackKind,
     Growth,
     Ladder,
@@ -146,7 +145,7 @@ class SharedLimits(ProcessLimits):
         """The session's running calls; a call that is nested in another is in what that one holds."""
         found, readings = [], dict[str, tuple[int, int]]()
         for call in list(session.calls.values()):
-            if call.parent_id or call.state not in (CallState.RUNNING, CallState.FROZEN):
+            if call.parent_id or not call.is_running:
                 continue
             memory = self._host.call_memory(call.id)
             held_bytes = memory.held_or_current_bytes

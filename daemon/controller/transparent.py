@@ -12,7 +12,6 @@ from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.counters import Door
 from agentcgroup.daemon.errors import Kind, RequestError
 from agentcgroup.daemon.model import (
-    CallState,
     DoorHold,
     FeedbackKind,
     Intent,
@@ -108,7 +107,7 @@ class TransparentDoor(Calls):
         jobs = self._jobs.setdefault(session.name, {})
         for call_id in list(jobs):
             call = session.calls.get(call_id)
-            if call is None or call.state not in (CallState.RUNNING, CallState.FROZEN):
+            if call is None or not call.is_running:
                 del jobs[call_id]
         return jobs
 
