@@ -354,5 +354,7 @@ def test_an_unprivileged_agent_runs_its_tools_but_cannot_touch_its_limits(daemon
 
 def test_nothing_is_left_of_any_of_it(daemon: RunningDaemon, operator: OperatorClient) -> None:
     for session in operator.sessions():
-        operator.remove_session(session.name)
-    assert daemon.cgroups() == []
+        # The last one may be about to end with its agent.
+        with contextlib.suppress(NotFound):
+            operator.remove_session(session.name)
+    wait_until(lambda: daemon.cgroups() == [], what="every cgroup being gone")
