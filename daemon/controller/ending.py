@@ -22,6 +22,7 @@ from agentcgroup.daemon.model import (
     OomCounters,
     OomVictim,
     Report,
+    Rung,
     ToolCall,
     Usage,
     Verdict,
@@ -135,19 +136,57 @@ class Endings(Learning):
         at_ns = call.started_at_ns + deadline_ms * 1_000_000
         left_ms = max(0, at_ns - self._clock.now_ns()) // 1_000_000
         message, words = deadline.word(call.id, deadline_ms, left_ms)
-        self._decided(
-            Action.WARNED, call.session, message, call=call, deadline_at_ns=at_ns, deadline_ms=deadline_ms
-        )
-        self.counters.warned(Limit.CALL_DEADLINE)
-        self._hold_stderr(call)
-        self._say(
-            FeedbackKind.WARNING,
+        self._warn(
+            Limit.CALL_DEADLINE,
             call.session,
             message,
+            Level.TIGHT,
+            words,
+            {"deadline_ms": deadline_ms},
             call=call,
-            level=Level.TIGHT,
-            advice=words,
-            limits=call.limits,
+            deadline_at_ns=at_ns,
+        )
+
+    def _warn(
+        self,
+        limit: Limit,
+        session: str,
+        message: str,
+        level: Level,
+        advice: str,
+        because: Grounds,
+        *,
+        call: ToolCall | None = None,
+        actor: Actor = Actor.POLICY,
+        deadline_at_ns: int | None = None,
+        usage: Usage | None = None,
+        time_to_limit_ms: int | None = None,
+        rung: Rung | None = None,
+    ) -> None:
+        """Writes down, counts and says that `limit` is near, or has begun to refuse: to the call, or to the agent."""
+        event_id = self._decided(
+            Action.WARNED,
+            session,
+            message,
+            call=call,
+            actor=actor,
+            deadline_at_ns=deadline_at_ns,
+            because=because,
+        )
+        self.counters.warned(limit)
+        if call is not None:
+            self._hold_stderr(call)
+        self._say(
+            FeedbackKind.WARNING,
+            session,
+            message,
+            call=call,
+            level=level,
+            advice=advice,
+            limits=call.limits if call is not None else None,
+            usage=usage,
+            time_to_limit_ms=time_to_limit_ms,
+            ladder=Ladder(rung, event_id) if rung is not None else None,
         )
 
     def _relimit(self, call: ToolCall, limits: CallLimits) -> None:

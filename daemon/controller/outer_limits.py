@@ -13,8 +13,8 @@ from agentcgroup.daemon.controller.core import World
 from agentcgroup.daemon.controller.idle import IdleReclaim
 from agentcgroup.daemon.controller.ladder import monotonic_ms
 from agentcgroup.daemon.controller.timers import Timer
-from agentcgroup.daemon.model import Action, Actor, FeedbackKind, Session, ToolCall, Usage
-from agentcgroup.daemon.policy import agent_share, room
+from agentcgroup.daemon.model import Action, Actor, Session, ToolCall, Usage
+from agentcgroup.daemon.policy import agent_share
 from agentcgroup.daemon.policy.agent_share import Stage
 from agentcgroup.daemon.policy.ladder import QUIET_MS
 from agentcgroup.daemon.policy.shared_limits import Holder
@@ -103,22 +103,18 @@ class OuterLimits(IdleReclaim):
 
     def _tell_of_runtime(self, at: agent_share.Situation, where: Stage) -> None:
         level, message, advice = agent_share.word(at, where)
-        self._decided(
-            Action.WARNED,
+        self._warn(
+            Limit.AGENT_MEMORY,
             at.session,
             message,
-            agent_held_bytes=at.held_bytes,
-            agent_memory_bytes=at.share_bytes,
-            calls_held_bytes=at.calls_held_bytes or None,
-            memory_max_bytes=at.session_bytes,
-        )
-        self.counters.warned(Limit.AGENT_MEMORY)
-        self._say(
-            FeedbackKind.WARNING,
-            at.session,
-            message,
-            level=level,
-            advice=advice,
+            level,
+            advice,
+            {
+                "agent_held_bytes": at.held_bytes,
+                "agent_memory_bytes": at.share_bytes,
+                "calls_held_bytes": at.calls_held_bytes or None,
+                "memory_max_bytes": at.session_bytes,
+            },
             usage=Usage(memory_current_bytes=at.held_bytes),
         )
 
@@ -131,7 +127,7 @@ class OuterLimits(IdleReclaim):
             return
         self._host.memory.await_limit("")
         self._arm(Timer.HOST_MEMORY, "", _LOOK_MS, self._look_at_host_again)
-        is_short = memory.room_bytes <= 2 * room.Rules().margin_bytes(memory.capacity_bytes)
+        is_short = self._is_nearly_used_up(memory.room_bytes, memory.capacity_bytes)
         holders = self._all_holders() if is_short else []
         self._warn_of_host(holders, memory.room_bytes, memory.capacity_bytes, (), None)
         if is_short and not self._host_is_short:
@@ -148,9 +144,7 @@ class OuterLimits(IdleReclaim):
         _, growth = self._host.memory_growth()
         found = []
         for session in self._ledger.sessions.values():
-            for call in session.calls.values():
-                if call.parent_id or not call.is_running:
-                    continue
+            for call in session.running_calls():
                 held_bytes = self._host.call_memory(call.id).held_or_current_bytes
                 if held_bytes is not None:
                     rate = growth[call.id].rate_bytes_per_s if call.id in growth else None

@@ -10,9 +10,7 @@ from agentcgroup.daemon.controller.core import Refused, World
 from agentcgroup.daemon.controller.ladder import Ladders, monotonic_ms
 from agentcgroup.daemon.controller.timers import Timer
 from agentcgroup.daemon.model import (
-    Action,
     Actor,
-    FeedbackKind,
     Level,
     Session,
     ToolCall,
@@ -114,25 +112,15 @@ class ProcessLimits(Ladders):
     def _tell_refused(self, call: ToolCall, session: Session) -> None:
         count, pids_max = self._lives[call.id].refused.own, call.limits.pids_max
         message, advice = process_words.word_call(call.id, count, pids_max, self._most_pids(call))
-        self._decided(
-            Action.WARNED,
+        self._warn(
+            Limit.CALL_PROCESSES,
             session.name,
             message,
+            Level.CRITICAL,
+            advice,
+            {"pids_max_events": count, "pids_max": pids_max},
             call=call,
             actor=Actor.KERNEL,
-            pids_max_events=count,
-            pids_max=pids_max,
-        )
-        self.counters.warned(Limit.CALL_PROCESSES)
-        self._hold_stderr(call)
-        self._say(
-            FeedbackKind.WARNING,
-            session.name,
-            message,
-            call=call,
-            level=Level.CRITICAL,
-            advice=advice,
-            limits=call.limits,
             usage=Usage(pids_max_events=count),
         )
 
@@ -147,20 +135,13 @@ class ProcessLimits(Ladders):
         message, advice = process_words.word_session(
             count, pids_max, biggest if biggest is not None and biggest[1] else None
         )
-        self._decided(
-            Action.WARNED,
+        self._warn(
+            Limit.SESSION_PROCESSES,
             session.name,
             message,
+            Level.CRITICAL,
+            advice,
+            {"pids_max_events": count, "pids_max": pids_max},
             actor=Actor.KERNEL,
-            pids_max_events=count,
-            pids_max=pids_max,
-        )
-        self.counters.warned(Limit.SESSION_PROCESSES)
-        self._say(
-            FeedbackKind.WARNING,
-            session.name,
-            message,
-            level=Level.CRITICAL,
-            advice=advice,
             usage=Usage(pids_max_events=count),
         )

@@ -120,8 +120,7 @@ class Protection(SharedLimits):
         if session is None or session.memory_mark_bytes is None or call.parent_id:
             return
         memory, from_bytes = self._host.memory.session(session.name), session.memory_mark_bytes
-        running = [each for each in session.calls.values() if each.is_running]
-        if memory is not None and running == [call]:
+        if memory is not None and session.running_calls() == [call]:
             # What those may have taken that have ended is nobody's.
             from_bytes = memory.calls_bytes
         needed_bytes = from_bytes + call.limits.memory_bytes
@@ -188,13 +187,15 @@ class Protection(SharedLimits):
 
     def _warn_of_host_memory(self, view: View, plan: protection.Plan) -> None:
         """Of the last of the memory hears who may be ended for it; who is held back hears of that."""
-        margin_bytes = 2 * self._protection_rules.margin_bytes(view.capacity_bytes)
-        is_near = view.room_bytes + view.coming_bytes <= margin_bytes
+        is_near = self._is_nearly_used_up(view.room_bytes + view.coming_bytes, view.capacity_bytes)
         calls = view.calls if is_near else ()
         holders = [Holder(call.id, call.usage_bytes, call.growth_bytes_per_s) for call in calls]
         taken = {step.call.id for step in plan.steps} | self._holds.keys()
         likely_id = protection.most_expendable(calls)
         self._warn_of_host(holders, view.room_bytes, view.capacity_bytes, taken, likely_id)
+
+    def _is_nearly_used_up(self, left_bytes: int, capacity_bytes: int) -> bool:
+        return left_bytes <= 2 * self._protection_rules.margin_bytes(capacity_bytes)
 
     def _memory_view(self) -> tuple[View | None, dict[str, SessionMemory]]:
         host = self._host.memory.host()
@@ -258,9 +259,7 @@ class Protection(SharedLimits):
     def _call_views(self, session: Session, now_ns: int, rates: Mapping[str, Growth]) -> list[CallView]:
         """Calls that run, or would but for us. What others have frozen does not grow, and is theirs to thaw."""
         found = []
-        for call in session.calls.values():
-            if call.parent_id or not call.is_running:
-                continue
+        for call in session.running_calls():
             if call.frozen_by - {FreezeCause.PROTECTION} or call.started_at_ns is None:
                 continue
             usage = self._host.memory.call_bytes(call.id)

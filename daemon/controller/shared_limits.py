@@ -16,10 +16,7 @@ from agentcgroup.daemon.controller.ladder import monotonic_ms
 from agentcgroup.daemon.controller.process_limits import ProcessLimits
 from agentcgroup.daemon.controller.timers import Timer, pause_after_ms
 from agentcgroup.daemon.model import (
-    Action,
-    FeedbackKind,
     Growth,
-    Ladder,
     OnExceed,
     Rung,
     Session,
@@ -142,11 +139,9 @@ class SharedLimits(ProcessLimits):
     def _holders(
         self, session: Session, stance: _Stance, rates: Mapping[str, Growth], at_ms: int
     ) -> list[Holder]:
-        """The session's running calls; a call that is nested in another is in what that one holds."""
+        """The session's running calls."""
         found, readings = [], dict[str, tuple[int, int]]()
-        for call in list(session.calls.values()):
-            if call.parent_id or not call.is_running:
-                continue
+        for call in session.running_calls():
             memory = self._host.call_memory(call.id)
             held_bytes = memory.held_or_current_bytes
             if held_bytes is None:
@@ -224,28 +219,21 @@ class SharedLimits(ProcessLimits):
         words = ladder_words.word_shared(
             at, call.intent.command, holder.held_bytes, holder.growth_bytes_per_s, is_likely=one.is_likely
         )
-        event_id = self._decided(
-            Action.WARNED,
+        self._warn(
+            limit,
             call.session,
             words.message,
+            words.level,
+            words.advice,
+            {
+                "memory_held_bytes": holder.held_bytes,
+                "growth_bytes_per_s": holder.growth_bytes_per_s,
+                "shared_held_bytes": at.held_bytes,
+                "shared_limit_bytes": at.limit_bytes,
+                "time_to_limit_ms": at.time_to_limit_ms,
+            },
             call=call,
-            memory_held_bytes=holder.held_bytes,
-            growth_bytes_per_s=holder.growth_bytes_per_s,
-            shared_held_bytes=at.held_bytes,
-            shared_limit_bytes=at.limit_bytes,
-            time_to_limit_ms=at.time_to_limit_ms,
-        )
-        self.counters.warned(limit)
-        self._hold_stderr(call)
-        self._say(
-            FeedbackKind.WARNING,
-            call.session,
-            words.message,
-            call=call,
-            level=words.level,
-            advice=words.advice,
-            limits=call.limits,
             usage=Usage(memory_current_bytes=holder.held_bytes),
             time_to_limit_ms=at.time_to_limit_ms,
-            ladder=Ladder(Rung.WARNED, event_id),
+            rung=Rung.WARNED,
         )

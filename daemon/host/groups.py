@@ -19,7 +19,7 @@ from agentcgroup.cgroups import files
 from agentcgroup.cgroups.cgroup import Cgroup
 from agentcgroup.cgroups.errors import CgroupExists, CgroupGone
 from agentcgroup.cgroups.subtree import evacuate
-from agentcgroup.cgroups.values import MAX, CpuMax, Limit
+from agentcgroup.cgroups.values import MAX, CpuMax, Limit, Pressure
 from agentcgroup.daemon.model import Budget, CallLimits, CallMemory, OomCounters, Usage
 
 AGENT: Final = "agent"
@@ -92,15 +92,18 @@ def usage_of(cgroup: Cgroup) -> Usage:
             memory_high_events=events.high if events else None,
             memory_max_events=events.max if events else None,
             oom_kill_events=events.oom_kill if events else None,
-            memory_stall_us=memory_pressure.some.total_us
-            if memory_pressure and memory_pressure.some
-            else None,
-            cpu_stall_us=cpu_pressure.some.total_us if cpu_pressure and cpu_pressure.some else None,
+            memory_stall_us=stalled_us(memory_pressure),
+            cpu_stall_us=stalled_us(cpu_pressure),
             io_read_bytes=_total(device.rbytes for device in io) if io is not None else None,
             io_write_bytes=_total(device.wbytes for device in io) if io is not None else None,
         )
     except CgroupGone:
         return Usage()
+
+
+def stalled_us(pressure: Pressure | None) -> int | None:
+    """Time in which some task waited; None: this kernel or host does not tell (PSI)."""
+    return pressure.some.total_us if pressure is not None and pressure.some is not None else None
 
 
 def memory_of(cgroup: Cgroup) -> CallMemory:

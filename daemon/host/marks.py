@@ -21,7 +21,7 @@ from agentcgroup.cgroups.errors import CgroupError, CgroupGone
 from agentcgroup.cgroups.values import MAX, PressureKind
 from agentcgroup.cgroups.watch import PsiTrigger
 from agentcgroup.daemon.host.changes import Changes
-from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, memory_of
+from agentcgroup.daemon.host.groups import CallGroup, SessionGroup, memory_of, stalled_us
 from agentcgroup.daemon.model import AgentActivity, CallMemory, HostMemory, SessionMemory
 from agentcgroup.daemon.ports import HostListener
 
@@ -69,22 +69,21 @@ class MemoryMarks:
         self._listener: HostListener | None = None
         # None: nobody listens at present.
         self._watches: dict[str, int | None] = {}
+        # By session; "": of all together.
         self._triggers: dict[str, PsiTrigger] = {}
         self._lows: dict[str, int] = {}
         self._awaited: dict[str, int] = {}
-        self._host_trigger: PsiTrigger | None = None
 
     def listen(self, listener: HostListener) -> None:
         self._listener = listener
 
     def close(self) -> None:
         for session in list(self._triggers):
-            self.watch_stall(session, False)
-        self.watch_host_stall(False)
+            self._forget_trigger(session)
 
     def forget(self, session: str) -> None:
         """The session is going: its watches end."""
-        self.watch_stall(session, False)
+        self._forget_trigger(session)
         self._forget_mark(session)
         self._stop_awaiting(session)
         if self._lows.pop(session, 0):
@@ -123,7 +122,7 @@ class MemoryMarks:
             pressure = group.cgroup.read(files.MEMORY_PRESSURE) if group else None
         except CgroupGone:
             return None
-        return pressure.some.total_us if pressure and pressure.some else None
+        return stalled_us(pressure)
 
     def calls_memory(self, session: str) -> CallMemory:
         group = self._sessions.get(session)
@@ -242,49 +241,42 @@ class MemoryMarks:
         if watch_id is not None:
             self._changes.forget(watch_id)
 
-    def watch_host_stall(self, on: bool) -> None:
-        loop = asyncio.get_running_loop()
-        if self._host_trigger is not None and not on:
-            loop.remove_reader(self._host_trigger.fileno())
-            self._host_trigger.close()
-            self._host_trigger = None
-        elif self._host_trigger is None and on:
-            self._host_trigger = self._open_trigger(self._root)
-            if self._host_trigger is not None:
-                loop.add_reader(self._host_trigger.fileno(), self._host_stalled)
-
-    def _host_stalled(self) -> None:
-        if self._host_trigger is not None and self._host_trigger.is_gone():
-            self.watch_host_stall(False)
-        elif self._listener is not None:
-            self._listener.memory_limit_met("")
-
     # ---- stall
 
     def watch_stall(self, session: str, on: bool) -> None:
         """Whether the listener is to be told when tasks of the session wait for memory a tenth of their time."""
-        trigger = self._triggers.get(session)
-        if on == (trigger is not None):
-            return
-        loop = asyncio.get_running_loop()
-        if trigger is not None:
-            loop.remove_reader(trigger.fileno())
-            trigger.close()
-            del self._triggers[session]
-            return
         group = self._sessions.get(session)
-        opened = self._open_trigger(group.cgroup) if group else None
+        self._watch_stall(session, on, group.cgroup if group else None)
+
+    def watch_host_stall(self, on: bool) -> None:
+        self._watch_stall("", on, self._root)
+
+    def _watch_stall(self, session: str, on: bool, cgroup: Cgroup | None) -> None:
+        if on == (session in self._triggers):
+            return
+        if not on:
+            self._forget_trigger(session)
+            return
+        opened = self._open_trigger(cgroup) if cgroup is not None else None
         if opened is None:
             return
 
         def fired() -> None:
             if opened.is_gone():
-                self.watch_stall(session, False)
-            elif self._listener is not None:
+                self._forget_trigger(session)
+            elif self._listener is not None and session:
                 self._listener.memory_stalled(session)
+            elif self._listener is not None:
+                self._listener.memory_limit_met("")
 
         self._triggers[session] = opened
-        loop.add_reader(opened.fileno(), fired)
+        asyncio.get_running_loop().add_reader(opened.fileno(), fired)
+
+    def _forget_trigger(self, session: str) -> None:
+        trigger = self._triggers.pop(session, None)
+        if trigger is not None:
+            asyncio.get_running_loop().remove_reader(trigger.fileno())
+            trigger.close()
 
     @staticmethod
     def _open_trigger(cgroup: Cgroup) -> PsiTrigger | None:
@@ -310,8 +302,7 @@ class MemoryMarks:
             return None
         if cpu is None or cpu.usage_usec is None or stat is None or stat.file is None:
             return None
-        stall_us = pressure.some.total_us if pressure and pressure.some else None
-        return AgentActivity(cpu.usage_usec, stall_us or 0, stat.file)
+        return AgentActivity(cpu.usage_usec, stalled_us(pressure) or 0, stat.file)
 
     async def reclaim_agent(self, session: str, amount_bytes: int) -> int | None:
         """Asks the kernel to free so much of the agent leaf; what it freed, None when it cannot be asked."""

@@ -18,16 +18,17 @@ from agentcgroup.daemon.model import Refusals
 log = logging.getLogger("agentcgroup.host")
 
 
-def _refused(cgroup: Cgroup, *, local: bool) -> int:
+def _refused_in(cgroup: Cgroup) -> int:
+    """What was refused at this cgroup's limit or below."""
     try:
-        events = cgroup.read(files.PIDS_EVENTS_LOCAL if local else files.PIDS_EVENTS)
+        events = cgroup.read(files.PIDS_EVENTS)
     except CgroupGone:
         return 0
     return (events.max if events else None) or 0
 
 
 def refused_at(cgroup: Cgroup) -> int | None:
-    """What was refused at this cgroup's own limit; None: this kernel does not tell levels apart."""
+    """What was refused at this cgroup's own limit; None: this kernel does not tell levels apart, or it is gone."""
     try:
         events = cgroup.read(files.PIDS_EVENTS_LOCAL)
     except CgroupGone:
@@ -53,7 +54,7 @@ class RefusalWatch:
     def open(self, session: str, group: SessionGroup) -> None:
         """From now on `read` answers for the session."""
         self._sessions[session] = group
-        self._before[session] = _refused(group.cgroup, local=True)
+        self._before[session] = refused_at(group.cgroup) or 0
 
     def forget(self, session: str) -> None:
         self.ignore(session)
@@ -81,16 +82,16 @@ class RefusalWatch:
         group = self._sessions.get(session)
         if group is None:
             return Refusals()
-        total = _refused(group.cgroup, local=False)
+        total = _refused_in(group.cgroup)
         known = self._seen.get(session)
         if known is not None and known[0] == total:
             return known[1]
         calls = {
             call_id: count
             for call_id, call in self._calls.items()
-            if self._session_of(call_id) == session and (count := _refused(call.cgroup, local=True))
+            if self._session_of(call_id) == session and (count := refused_at(call.cgroup))
         }
-        own = _refused(group.cgroup, local=True) - self._before[session]
+        own = (refused_at(group.cgroup) or 0) - self._before[session]
         found = Refusals(own, calls)
         self._seen[session] = total, found
         return found

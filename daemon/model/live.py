@@ -120,6 +120,10 @@ class Session:
     memory_mark_bytes: int | None = None
     calls_held: int = 0
 
+    def running_calls(self) -> "list[ToolCall]":
+        """Those directly under it that run or stand still; a call that is nested in another is in what that one holds."""
+        return [call for call in self.calls.values() if call.is_running and not call.parent_id]
+
 
 @dataclass(slots=True)
 class ToolCall:

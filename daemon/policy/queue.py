@@ -152,9 +152,8 @@ class _Room:
     def claim_all(self, waiting: Iterable[Waiter]) -> None:
         """What is kept for those of `waiting` that are overdue, and for nobody else."""
         self.unclaim()
-        for each in waiting:
-            if is_overdue(each) and self.sessions[each.session].is_open:
-                self.claim(each)
+        for each in _claimants(waiting, self.sessions):
+            self.claim(each)
 
     def prefer(self, waiter: Waiter) -> None:
         """Keeps what `waiter` is short of from those of lower priority; where it is not, they are in nobody's way."""
@@ -204,6 +203,10 @@ def is_overdue(waiter: Waiter) -> bool:
     return waiter.passed >= BYPASSES_MAX
 
 
+def _claimants(waiting: Iterable[Waiter], sessions: Mapping[str, Share]) -> list[Waiter]:
+    return [each for each in waiting if is_overdue(each) and sessions[each.session].is_open]
+
+
 def hopeless(view: View) -> list[Waiter]:
     """Those that never fit, because a level has become smaller than what they need."""
     return [
@@ -216,9 +219,8 @@ def hopeless(view: View) -> list[Waiter]:
 def claims(view: View) -> Counter[str]:
     """What is kept at each level for calls that were passed too often: nobody else may take it, nor grow into it."""
     claimed: Counter[str] = Counter()
-    for each in view.waiting:
-        if is_overdue(each) and view.sessions[each.session].is_open:
-            claimed.update(dict.fromkeys(each.levels, each.memory_bytes))
+    for each in _claimants(view.waiting, view.sessions):
+        claimed.update(dict.fromkeys(each.levels, each.memory_bytes))
     return claimed
 
 
